@@ -1,0 +1,47 @@
+"""What every config starts from."""
+
+from ml_collections import ConfigDict
+
+# Where the parameters lie on the mesh, first match wins: tensor parallelism for the shared transformer block, and
+# everything else (its optimizer state and EMA too) split along its largest axis over `fsdp`.
+SHARDING = (
+    (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
+    (r"/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
+    (r"/mlp/(gate|value)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
+    (r"/mlp/out/kernel$", (None, "tensor", "fsdp")),  # [L H D]
+    (r".*", "fsdp"),
+)
+
+
+def base():
+    """The keys that every run has; docs/design.md explains each."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            total_steps=0,
+            batch_size=0,  # over all devices
+            accumulate=1,  # gradient steps of batch_size / accumulate pictures
+            ema=0.999,
+            log_every=50,
+            eval_every=0,  # 0: at the end only
+            checkpoint=dict(every=1000, keep_last=3, keep_every=0),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            sharding=SHARDING,
+            schedule=dict(),  # optim.schedule
+            optimizer=dict(),  # optim.adamw
+            data=dict(),
+            task=dict(),
+        )
+    )
+
+
+def tokenizer_task(model, losses, token_counts, samplers):
+    """A TokenizerTask (jaxtok/tasks.py says what each is)."""
+    return dict(name="tasks.TokenizerTask", model=model, losses=losses, token_counts=token_counts, samplers=samplers)
+
+
+def choose(variant, variants):
+    """The config of a variant. ValueError lists those there are."""
+    if variant not in variants:
+        raise ValueError(f'There is no variant "{variant}"; there are {", ".join(repr(name) for name in variants)}.')
+    return variants[variant]()

@@ -1,0 +1,1 @@
+"""Decoders: `(codes, *, target, context=None, train=False) -> Decoded`, and `sample(codes, rng, ...) -> x`."""

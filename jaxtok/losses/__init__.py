@@ -1,0 +1,1 @@
+"""Losses: pure functions `f(outputs, batch) -> scalar`. One idea, one file."""

@@ -1,0 +1,169 @@
+"""The voice of a run: a progress bar, `metrics.jsonl`, tables, and TensorBoard for those who ask."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+# The metrics that stand on the progress line, if a `log` brings them, and how they are written there.
+ON_THE_BAR = {"loss": "loss {:.4f}", "images_per_s": "{:.0f} images/s"}
+
+
+class Logger:
+    """Says how a run is doing: on the screen, in `workdir/metrics.jsonl` and, if asked, in TensorBoard.
+
+    On a terminal it keeps one live progress bar; elsewhere (a file, a pipe, a cluster's log) each `log` that brings a
+    loss or a rate prints one plain line. `metrics.jsonl` gets one JSON object a `log` call, flushed at once:
+    `{"step": ..., name: number, ...}`; NaN and the infinities, which JSON does not have, are written as null.
+    A resumed run drops the lines past `start_step`, whose steps it repeats; a run from step 0 begins an empty file.
+    Only process 0 writes and speaks.
+
+    Args:
+      workdir: the run's folder; made if missing.
+      total_steps: the step at which the run ends.
+      start_step: steps already done: 0, or the step of the checkpoint it resumed from.
+      tensorboard: also write `workdir/tensorboard`; needs the extra `jaxtok[tensorboard]`, else ImportError.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, total_steps: int, start_step: int = 0, *, tensorboard: bool = False):
+        self.total_steps = total_steps
+        self.first = None  # (step, time) of the first log: what came before it is compilation, not speed
+        self.active = jax.process_index() == 0
+        self.file = self.writer = self.bar = None
+        if not self.active:
+            return
+        os.makedirs(workdir, exist_ok=True)
+        path = os.path.join(workdir, "metrics.jsonl")
+        _keep_until(path, start_step)
+        self.file = open(path, "a", buffering=1, encoding="utf-8")
+        if tensorboard:
+            self.writer = _tensorboard_writer(os.path.join(workdir, "tensorboard"))
+        if sys.stderr.isatty():
+            bar_format = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self.bar = tqdm(total=total_steps, initial=start_step, bar_format=bar_format, dynamic_ncols=True)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Records metrics (numbers, or arrays of one number) of `step`, the count of steps done so far."""
+        if not self.active:
+            return
+        scalars = {name: _number(name, value) for name, value in metrics.items()}
+        record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self.file.write(json.dumps({"step": int(step), **record}, allow_nan=False) + "\n")
+        if self.writer:
+            self.writer.write_scalars(step, scalars)
+        words = [text.format(scalars[name]) for name, text in ON_THE_BAR.items() if name in scalars]
+        if not words:  # an evaluation: nothing to say of the progress
+            return
+        now = time.monotonic()
+        self.first = self.first or (step, now)
+        if step > self.first[0]:
+            seconds = (now - self.first[1]) / (step - self.first[0]) * (self.total_steps - step)
+            words.append(f"{tqdm.format_interval(seconds)} left")
+        if self.bar is None:
+            print(f"step {step}/{self.total_steps}", *words, sep="  ", flush=True)
+        else:
+            self.bar.n = step
+            self.bar.set_postfix_str("  ".join(words))
+
+    def print(self, text: str) -> None:
+        """Prints a message without tearing the progress bar."""
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.active:
+            print(text, flush=True)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Prints the rows as an aligned table under the title; the keys of the first row are the columns."""
+        self.print(format_table(title, rows))
+
+    def close(self) -> None:
+        """Ends the bar and closes the files; a second call does nothing."""
+        if self.bar is not None:
+            self.bar.close()
+        if self.writer:
+            self.writer.close()
+        if self.file:
+            self.file.close()
+        self.active, self.file, self.writer, self.bar = False, None, None, None
+
+
+def format_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as aligned plain text under the title: columns of numbers to the right, of words to the left.
+
+    Raises ValueError if a row's columns are not those of the first.
+    """
+    columns = list(rows[0]) if rows else []
+    for number, row in enumerate(rows):
+        if list(row) != columns:
+            raise ValueError(f"table {title!r}: row {number} has the columns {list(row)}, the first row has {columns}")
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    align = [str.rjust if all(map(_reads_as_number, column)) else str.ljust for column in zip(*cells, strict=True)]
+
+    def line(texts):
+        return "  ".join(put(text, width) for put, text, width in zip(align, texts, widths, strict=True)).rstrip()
+
+    return "\n".join([title, line(columns), line("-" * width for width in widths), *map(line, cells)])
+
+
+def _cell(value: Any) -> str:
+    """Counts whole, quantities with four significant digits, trailing zeros kept: 0.6 reads 0.6000 beside 0.5432."""
+    if isinstance(value, str | int | np.integer):
+        return str(value)
+    return f"{float(value):#.4g}".rstrip(".")
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(name: str, value: Any) -> float:
+    if np.shape(value):
+        raise ValueError(f"metric {name!r} has the shape {np.shape(value)}; log takes one number a name: average first")
+    return float(value)
+
+
+def _keep_until(path: str, step: int) -> None:
+    """Takes out the lines past `step` and those a kill cut short, by one rename: a kill now loses nothing."""
+    kept, past, broken = [], 0, 0
+    if step and os.path.exists(path):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    repeated = json.loads(line)["step"] > step
+                except (ValueError, KeyError, TypeError):
+                    broken += 1
+                    continue
+                past += repeated
+                if not repeated:
+                    kept.append(line.rstrip("\n") + "\n")
+        if past or broken:
+            print(f"{path}: dropped {past} lines past step {step}, whose steps run again, and {broken} broken lines")
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _tensorboard_writer(folder: str):
+    try:
+        from clu import metric_writers
+    except ImportError as error:
+        raise ImportError(
+            f"tensorboard=True needs tensorflow and tensorboard ({error}); "
+            'install them with: pip install "jaxtok[tensorboard]", or leave it off: metrics.jsonl has the same numbers'
+        ) from error
+    return metric_writers.SummaryWriter(folder)

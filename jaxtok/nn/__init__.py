@@ -1,0 +1,1 @@
+"""Shared blocks: they import nothing of jaxtok, and every other room may import them."""

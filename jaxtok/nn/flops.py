@@ -1,0 +1,42 @@
+"""FLOPs of any jax function, counted from its program."""
+
+import math
+
+import jax
+
+
+def count(fn, *args):
+    """The FLOPs of `fn(*args)`: 2 x multiply-adds of its matrix products and convolutions, loops times their length.
+
+    Args are arrays or ShapeDtypeStructs; nothing runs. What the program computes twice (rematerialisation) counts
+    twice. Raises ValueError for a `while` of unknown length that holds a product.
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _count(jaxpr):
+    total = 0
+    for eqn in jaxpr.eqns:
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dot_general":
+            (contract, _), _ = params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+            total += 2 * depth * eqn.outvars[0].aval.size
+        elif name == "conv_general_dilated":
+            kernel, spec = eqn.invars[1].aval, params["dimension_numbers"].rhs_spec
+            total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[spec[0]]
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        elif name == "while":
+            if _count(params["body_jaxpr"].jaxpr):
+                raise ValueError("flops.count: a while loop of unknown length holds matrix products; use lax.scan.")
+        else:
+            inner = sum(_count(j) for p in params.values() for j in _jaxprs(p))
+            total += inner * params["length"] if name == "scan" else inner
+    return total
+
+
+def _jaxprs(param):
+    if isinstance(param, jax.extend.core.ClosedJaxpr):
+        return [param.jaxpr]
+    return [param] if isinstance(param, jax.extend.core.Jaxpr) else []

@@ -1,0 +1,166 @@
+"""Who holds what: one mesh of three axes, and regex rules that lay the whole train state out on it.
+
+`data` splits the batch only. `fsdp` splits the batch and, layer by layer, the state (ZeRO-3, arXiv 1910.02054; the
+compiler gathers a layer where it is used). `tensor` splits what a rule says (arXiv 1909.08053). The compiler finds
+every collective; the mathematics, and so the losses, are those of one device.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+Rules = Sequence[tuple[str, str | Sequence[str | None]]]
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes "data", "fsdp" and "tensor" over `devices` (default: all, of all processes).
+
+    At most one size may be -1: what the others leave. ValueError where the product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    said = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise ValueError(
+            f"mesh({said}): each size is a positive number, and at most one is -1 (what the others leave)."
+        )
+    given = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % given or (not rest and given != len(devices)):
+        raise ValueError(
+            f"mesh({said}) does not fit {len(devices)} devices: the product of the sizes must be their number; "
+            "leave one size -1 to fill it in."
+        )
+    if rest:
+        sizes[rest[0]] = len(devices) // given
+    # Auto, not the default Explicit: codebook gathers and concatenated registers do not type-check under Explicit.
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """A key path of jax.tree_util as rules and messages write it: "params/encoder/blocks/attn/qkv/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Rules, *, min_size: int = 2**14) -> Any:
+    """The layout of a train state: the same tree with a NamedSharding for every array.
+
+    Args:
+      tree: arrays or ShapeDtypeStructs: ALL of the state, or Adam's moments would stay whole on every device.
+      mesh: of `make_mesh`.
+      rules: (regex, tactic) pairs; the first whose regex is found in an array's path decides. Tactics:
+        "replicate": whole on every device.
+        "fsdp": the largest dimension that the fsdp axis divides is split; whole if none is, or below min_size elements.
+        (None, "fsdp", "tensor", ...): for each dimension the mesh axis that splits it, or None.
+      min_size: arrays with fewer elements are not worth a collective to "fsdp".
+
+    Scalars and PRNG keys are replicated and need no rule. ValueError names every array that no rule matches, every
+    rule that matches no path, and a rule that does not fit its array.
+    """
+    rules = [(regex, tactic if isinstance(tactic, str) else tuple(tactic)) for regex, tactic in rules]
+    unused = {regex for regex, _ in rules}
+    unmatched = []
+
+    def layout(path, leaf):
+        name = path_name(path)
+        matching = [(regex, tactic) for regex, tactic in rules if re.search(regex, name)]
+        unused.difference_update(regex for regex, _ in matching)
+        if leaf.ndim == 0 or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return NamedSharding(mesh, P())
+        if not matching:
+            unmatched.append(f"{name} {leaf.shape}")
+            return None
+        return NamedSharding(mesh, _spec(*matching[0], name, leaf.shape, mesh, min_size))
+
+    tree = jax.tree_util.tree_map_with_path(layout, tree)
+    problems = []
+    if unmatched:
+        more = f" and {len(unmatched) - 10} more" if len(unmatched) > 10 else ""
+        problems.append(
+            f'no rule matches {", ".join(unmatched[:10])}{more}: add one, such as (".*", "fsdp") at the end'
+        )
+    if unused:
+        listed = ", ".join(repr(regex) for regex, _ in rules if regex in unused)
+        problems.append(f"nothing in the state matches the rules {listed}: mend the regex or remove the rule")
+    if problems:
+        raise ValueError("sharding: " + "; ".join(problems) + ".")
+    return tree
+
+
+def _spec(regex, tactic, name, shape, mesh, min_size):
+    """The PartitionSpec of one array."""
+    rule = f"sharding rule ({regex!r}, {tactic!r}) for {name} {shape}"
+    if tactic == "replicate":
+        return P()
+    if tactic == "fsdp":
+        size = mesh.shape["fsdp"]
+        divisible = [i for i, n in enumerate(shape) if n % size == 0]
+        if size == 1 or math.prod(shape) < min_size or not divisible:
+            return P()
+        split = max(divisible, key=lambda i: shape[i])
+        return P(*("fsdp" if i == split else None for i in range(len(shape))))
+    if isinstance(tactic, str):
+        raise ValueError(f'{rule}: a tactic is "fsdp", "replicate" or a tuple with an axis or None per dimension.')
+    if len(tactic) != len(shape):
+        raise ValueError(f"{rule}: the tuple has {len(tactic)} entries and the array {len(shape)} dimensions.")
+    used = [axis for axis in tactic if axis is not None]
+    if not set(used) <= set(mesh.shape) or len(set(used)) < len(used):
+        raise ValueError(f"{rule}: an entry is None or one of the axes {', '.join(mesh.shape)}, each at most once.")
+    for n, axis in zip(shape, tactic, strict=True):
+        if axis is not None and n % mesh.shape[axis]:
+            raise ValueError(f"{rule}: the dimension of {n} cannot be split over {axis}={mesh.shape[axis]}.")
+    return P(*tactic)
+
+
+def init_sharded(init_fn: Callable, mesh: Mesh, rules: Rules, *args: Any) -> tuple[Any, Any]:
+    """init_fn(*args) computed straight into its layout, so that nothing is ever whole on one device.
+
+    Returns (state, its shardings). Errors of `shardings` come before anything is computed.
+    """
+    layout = shardings(jax.eval_shape(init_fn, *args), mesh, rules)
+    return jax.jit(init_fn, out_shardings=layout)(*args), layout
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The layout of a batch: examples over data and fsdp, the rest of the dimensions whole."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """ValueError if the batch size, of all processes together, does not divide over the mesh."""
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    parts = data * fsdp
+    if batch_size < 1 or batch_size % parts:
+        near = sorted({max(batch_size // parts, 1) * parts, (max(batch_size, 0) // parts + 1) * parts})
+        raise ValueError(
+            f"A batch of {batch_size} cannot be split over data={data} x fsdp={fsdp} of the mesh: "
+            f"take a multiple of {parts} (such as {' or '.join(map(str, near))}), or another mesh."
+        )
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a batch -> the batch on all devices of all processes.
+
+    Args:
+      batch: numpy arrays [b ...], b = examples of this process, the same for all arrays and processes.
+      mesh: of `make_mesh`.
+
+    Returns arrays [B ...], B = b * processes. ValueError if the arrays differ in b or the mesh does not divide B.
+    """
+    lengths = {name: len(x) for name, x in batch.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"The arrays of a batch must hold equally many examples; these hold {lengths}.")
+    total = next(iter(lengths.values())) * jax.process_count()
+    check_batch_size(total, mesh)
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, x, (total, *x.shape[1:])) for name, x in batch.items()
+    }

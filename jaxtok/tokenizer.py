@@ -1,0 +1,53 @@
+"""Every tokenizer is these parts, in this order."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtok.structs import Codes
+
+
+class Tokenizer(nn.Module):
+    """pixels -> codec -> encoder -> quantizer -> Codes -> decoder -> codec^-1 -> pixels.
+
+    Attributes:
+      codec, encoder, quantizer, decoder: the parts; docs/design.md says what each promises.
+      nested_dropout: None, or a part that sets `Codes.keep` in training.
+    """
+
+    codec: nn.Module
+    encoder: nn.Module
+    quantizer: nn.Module
+    decoder: nn.Module
+    nested_dropout: nn.Module | None = None
+
+    def __call__(self, pixels, *, context=None, train=False, **options):
+        """The training pass: pixels [B H W 3] (uint8, or floats in the codec's range) -> {"codes", "decoded"}.
+
+        `options` go to the decoder (a given time or noise).
+        """
+        x = self.codec.encode(pixels)
+        codes = self.quantizer(self.encoder(x, context=context, train=train), train=train)
+        if self.nested_dropout is not None:
+            codes = self.nested_dropout(codes, train=train)
+        decoded = self.decoder(codes, target=x, context=context, train=train, **options)
+        return {"codes": codes, "decoded": decoded}
+
+    def encode(self, pixels, *, context=None) -> Codes:
+        """pixels [B H W 3] -> Codes, every token kept."""
+        return self.quantizer(self.encoder(self.codec.encode(pixels), context=context))
+
+    def decode(self, codes, rng=None, **options):
+        """Codes -> pixels float32 [B H W 3] in [0, 1]. `options` go to the decoder's `sample`."""
+        return self.codec.decode(self.decoder.sample(codes, rng, **options))
+
+    def lookup(self, indices, length) -> Codes:
+        """The first k indices of each picture, int [B k] -> Codes of `length` tokens of which k are kept."""
+        batch, k = indices.shape
+        if not 1 <= k <= length:
+            raise ValueError(f"lookup takes 1 to {length} tokens a picture, got {k}.")
+        z = self.quantizer.lookup(indices)
+        return Codes(
+            z=jnp.pad(z, ((0, 0), (0, length - k), (0, 0))),
+            indices=jnp.pad(indices, ((0, 0), (0, length - k))),
+            keep=jnp.broadcast_to(jnp.arange(length) < k, (batch, length)),
+        )

@@ -1,0 +1,310 @@
+"""The one training loop: python -m jaxtok.train --config=configs/flextok.py --workdir=runs/flextok
+
+Read train() top to bottom: mesh, data, state, restore, steps, evaluation, end.
+"""
+
+import contextlib
+import functools
+import signal
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from ml_collections import config_flags
+
+from jaxtok import build, optim, sharding
+from jaxtok.checkpoint import Checkpoints, claim_workdir
+from jaxtok.data import pipeline
+from jaxtok.eval import pictures
+from jaxtok.metrics import Logger
+from jaxtok.nn import flops
+
+KEYS = (
+    "seed total_steps batch_size accumulate ema log_every eval_every checkpoint mesh sharding schedule optimizer data "
+    "task"
+).split()
+
+
+def train(config, workdir):
+    """Trains `config` in `workdir`, resuming where an earlier run of it stopped. Returns the final metrics."""
+    build.check_keys(config, KEYS, "The config")
+    workdir, total = Path(workdir), config.total_steps
+
+    # Mesh.
+    mesh = build.call(sharding.make_mesh, options=config.mesh, where="config.mesh")
+    sharding.check_batch_size(config.batch_size // config.accumulate, mesh)
+
+    # Data: whatever is missing fails here, before the first step.
+    source, held_out = build.build(config.data.train.source), build.build(config.data.eval.source)
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    batches = functools.partial(
+        pipeline.train_batches,
+        source,
+        transforms(config.data.train),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data.get("workers", 0),
+        **processes,
+    )
+    eval_batches = functools.partial(
+        pipeline.eval_batches,
+        held_out,
+        transforms(config.data.eval),
+        batch_size=config.data.eval.batch_size,
+        **processes,
+    )
+    with batches() as probe:
+        shapes = global_shapes(next(probe), jax.process_count())
+    with eval_batches() as probe:
+        eval_shapes = global_shapes(next(probe), jax.process_count())
+
+    # State: its layout over the mesh comes first, so that nothing is ever whole on one device.
+    task = build.build(config.task)
+    rate = build.call(optim.schedule, total, options=config.schedule, where="config.schedule")
+    tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
+    init, key = functools.partial(init_state, task, tx, shapes), jax.random.key(config.seed)
+    abstract = jax.eval_shape(init, key)
+    jax.eval_shape(task.evaluate, abstract["ema"], abstract["mutable"], abstract["frozen"], eval_shapes, key)
+    layout = sharding.shardings(abstract, mesh, config.sharding)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+
+    # Restore: what a checkpoint holds, or everything fresh; frozen teachers are in no checkpoint.
+    claim_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every or None)
+    start = checkpoints.latest() or 0
+    fresh = ["frozen"] if start else list(layout)
+    state = jax.jit(lambda key: pick(init(key), fresh), out_shardings=pick(layout, fresh))(key)
+    if start:
+        state |= checkpoints.restore(saved(abstract))
+
+    # The step, compiled once.
+    log = Logger(workdir, total, start)
+    parameters = sum(x.size for x in jax.tree.leaves(abstract["params"]))
+    log.print(
+        f"{workdir.name}: {parameters / 1e6:.2f} M parameters, {len(source)} pictures to train on, {len(held_out)} "
+        f"held out, {jax.device_count()} {jax.devices()[0].device_kind} device(s). "
+        + (f"Resuming at step {start}. " if start else "")
+        + "Compiling ..."
+    )
+    step_fn = jax.jit(
+        functools.partial(train_step, task, tx, rate, config.ema, config.accumulate),
+        donate_argnums=0,
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, None),
+    )
+    step_fn = step_fn.lower(abstract, shapes).compile()
+    step_flops = count_flops(config, shapes)
+    evaluate = functools.partial(run_evaluation, task, jax.jit(task.evaluate), eval_batches, mesh, workdir)
+
+    metrics, pending, window = {}, [], Window()
+    with (
+        batches(start_step=start) as data,
+        contextlib.closing(log),
+        contextlib.closing(checkpoints),
+        until_signal() as stop,
+    ):
+        for step in range(start, total):
+            with window.waiting():
+                batch = sharding.put_batch(numeric(next(data)), mesh)
+            state, logs = step_fn(state, batch)
+            pending.append(logs)
+            done = step + 1
+            stopping = bool(stop)  # asked once: it may change at any moment
+            save = stopping or done == total or done % config.checkpoint.every == 0
+            if save or done % config.log_every == 0:
+                means = fetch(pending, done, checkpoints.latest())
+                log.log(done, means | window.close(len(pending) * config.batch_size, step_flops * len(pending)))
+                pending = []
+            if save:
+                checkpoints.save(done, saved(state))
+            if done == total or (config.eval_every and done % config.eval_every == 0 and not stopping):
+                metrics, table = evaluate(state)
+                log.log(done, {f"eval/{name}": value for name, value in metrics.items()})
+                window = Window()
+            if stopping and done < total:
+                checkpoints.wait()
+                log.print(f"Stopped by {stop[0]} after step {done} and saved it; the same command goes on from there.")
+                return metrics
+        checkpoints.wait()
+        if not metrics:  # the run had ended before
+            metrics, table = evaluate(state)
+        log.table(f"Held-out reconstructions of {workdir.name} at step {total}", table)
+        log.print(f"Pictures: {workdir / 'reconstructions.png'}")
+    return metrics
+
+
+# ---- pieces ----
+
+
+def pick(tree, keys):
+    """The entries of a dict that `keys` names."""
+    return {k: tree[k] for k in keys}
+
+
+def saved(state):
+    """What of a state a checkpoint holds."""
+    return pick(state, [k for k in state if k != "frozen"])
+
+
+def init_state(task, tx, shapes, key):
+    """The whole state of a run, from one key and the shapes of a batch."""
+    init_key, run_key = jax.random.split(key)
+    trees = task.init(init_key, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
+    params = trees["params"]
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "ema": params, "opt_state": tx.init(params)}
+    return state | {"mutable": trees["mutable"], "frozen": trees["frozen"], "key": run_key}
+
+
+def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
+    """One optimizer step: (state, batch) -> (state, logs). Logs are scalars that stay on the device."""
+    params, key = state["params"], jax.random.fold_in(state["key"], state["step"])
+
+    def gradients(mutable, batch, key):
+        grad = jax.value_and_grad(task.loss, has_aux=True)
+        (loss, (mutable, logs)), grads = grad(params, mutable, state["frozen"], batch, key, state["step"])
+        return mutable, ({"loss": loss, **logs}, grads)
+
+    if accumulate == 1:
+        mutable, (logs, grads) = gradients(state["mutable"], batch, key)
+    else:  # every part spans all devices: the batch's first axis is [batch / accumulate, accumulate]
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, accumulate)
+        mutable, sums = jax.lax.scan(lambda mutable, part: gradients(mutable, *part), state["mutable"], (parts, keys))
+        logs, grads = jax.tree.map(lambda x: x.mean(0), sums)
+
+    updates, opt_state = tx.update(grads, state["opt_state"], params)
+    new = optax.apply_updates(params, updates)
+    logs |= {
+        "grad_norm": optax.global_norm(grads),
+        "update_norm": optax.global_norm(updates),
+        "param_norm": optax.global_norm(new),
+        "lr": rate(state["step"]),
+    }
+    ema = optim.ema_update(state["ema"], new, state["step"], ema_decay)
+    new = {"step": state["step"] + 1, "params": new, "ema": ema, "opt_state": opt_state, "mutable": mutable}
+    return state | new, logs
+
+
+def run_evaluation(task, evaluate, batches, mesh, workdir, state):
+    """One pass over the held-out data with the EMA weights: (metrics, table); writes workdir/reconstructions.png."""
+    rows, shown = [], None
+    with batches() as data:
+        for batch in data:
+            batch = sharding.put_batch(numeric(batch), mesh)
+            out = evaluate(state["ema"], state["mutable"], state["frozen"], batch, jax.random.key(0))
+            out, mask = multihost_utils.process_allgather((out, batch["mask"]), tiled=True)
+            rows.append({name: np.asarray(values)[mask] for name, values in out["rows"].items()})
+            if shown is None:
+                shown = {title: np.asarray(images)[mask][:8] for title, images in out["pictures"].items()}
+    if jax.process_index() == 0:
+        pictures.grid(shown, workdir / "reconstructions.png")
+    return task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+
+
+def fetch(pending, done, good):
+    """Means of the logs of the last steps. Raises FloatingPointError at the first loss that is not finite."""
+    pending = jax.device_get(pending)
+    for i, logs in enumerate(pending):
+        for name, value in logs.items():
+            if name.startswith("loss/") and not np.isfinite(value):
+                step = done - len(pending) + i + 1
+                raise FloatingPointError(
+                    f"Step {step}: {name} is {value}. "
+                    + (f"The last good checkpoint is step {good}; " if good else "There is no checkpoint yet; ")
+                    + "lower optimizer.peak_lr or set optimizer.clip, and run again."
+                )
+    return {name: float(np.mean([logs[name] for logs in pending])) for name in pending[0]}
+
+
+def count_flops(config, shapes):
+    """Model FLOPs of one step (forward and backward of a batch), counted from the program without rematerialisation."""
+    plain = build.build(without(config.task.to_dict(), "remat"))
+    trees = jax.eval_shape(plain.init, jax.random.key(0), shapes)
+    grad = jax.grad(lambda params, *args: plain.loss(params, *args)[0])
+    args = trees["params"], trees["mutable"], trees["frozen"], shapes, jax.random.key(0), 0
+    return flops.count(grad, *args)
+
+
+def without(spec, key):
+    """A nested dict without `key`, wherever it stands."""
+    if not isinstance(spec, dict):
+        return spec
+    return {k: without(v, key) for k, v in spec.items() if k != key}
+
+
+def transforms(data):
+    """The transforms of config.data.train or .eval: they are factories, so bad options fail here."""
+    return tuple(make() for make in build.build(data.get("transforms", ())))
+
+
+def numeric(batch):
+    """What of a batch a device wants: captions, and where examples come from, stay behind."""
+    return {k: v for k, v in batch.items() if isinstance(v, np.ndarray) and k != "index"}
+
+
+def global_shapes(batch, processes):
+    """Shapes of the batch over all processes, from this process's part."""
+    return {k: jax.ShapeDtypeStruct((len(v) * processes, *v.shape[1:]), v.dtype) for k, v in numeric(batch).items()}
+
+
+class Window:
+    """Rates since the last log."""
+
+    def __init__(self):
+        self.start, self.waited = time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    def close(self, images, total_flops):
+        seconds, waited = time.perf_counter() - self.start, self.waited
+        self.__init__()
+        return {
+            "images_per_s": images / seconds,
+            "model_flops_per_s": total_flops / seconds,
+            "data_wait_share": waited / seconds,
+        }
+
+
+@contextlib.contextmanager
+def until_signal():
+    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand."""
+    received = []
+
+    def note(number, frame):
+        if received:  # the second one means it
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(
+            f"Unknown arguments {argv[1:]}: options are --config=FILE, --workdir=DIR, --config.KEY=VALUE."
+        )
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates
+    train(FLAGS.config, FLAGS.workdir)
+
+
+if __name__ == "__main__":
+    FLAGS = flags.FLAGS
+    config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,20 @@
+"""Every test runs on eight fake CPU devices, so that meshes are meshes.
+
+Set through the environment, before anything imports jax, so that the processes which tests start inherit it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+assert "jax" not in sys.modules, "something imported jax before tests/conftest.py could set it up"
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+
+# What one run (or one xdist worker) compiled, the next reads. Files are named by the hash of the program, jax version
+# and flags; a worker that finds one half written by another warns and compiles.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtok" / "tests"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
