@@ -15,7 +15,7 @@ def build(spec):
     """dict(name="quantizers.fsq.FSQ", levels=(8, 8)) -> FSQ(levels=(8, 8)), whatever stands inside built first.
 
     `name` is an import path below jaxtok, or a full one ("mypackage.parts.FSQ"). A class is instantiated with the other
-    keys; a function becomes functools.partial(function, **others). Lists become tuples; dicts without a name stay dicts.
+    keys; a function becomes functools.partial(function, **others). Lists become tuples, dicts without a name stay.
 
     Raises ValueError for a name that does not exist and TypeError for a key that the part does not have or lacks; both
     say the nearest right one.

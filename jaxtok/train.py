@@ -5,7 +5,9 @@ Read train() top to bottom: mesh, data, state, restore, steps, evaluation, end.
 
 import contextlib
 import functools
+import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -41,7 +43,9 @@ def train(config, workdir):
 
     # Data: whatever is missing fails here, before the first step.
     source, held_out = build.build(config.data.train.source), build.build(config.data.eval.source)
-    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    shared = dict(
+        process_index=jax.process_index(), process_count=jax.process_count(), max_bad=config.data.get("max_bad", 0.01)
+    )
     batches = functools.partial(
         pipeline.train_batches,
         source,
@@ -49,14 +53,14 @@ def train(config, workdir):
         batch_size=config.batch_size,
         seed=config.seed,
         workers=config.data.get("workers", 0),
-        **processes,
+        **shared,
     )
     eval_batches = functools.partial(
         pipeline.eval_batches,
         held_out,
         transforms(config.data.eval),
         batch_size=config.data.eval.batch_size,
-        **processes,
+        **shared,
     )
     with batches() as probe:
         shapes = global_shapes(next(probe), jax.process_count())
@@ -111,13 +115,14 @@ def train(config, workdir):
         for step in range(start, total):
             with window.waiting():
                 batch = sharding.put_batch(numeric(next(data)), mesh)
-            state, logs = step_fn(state, batch)
+            state, logs = step_fn(state, batch)  # returns at once: the next batch is read and moved while it runs
             pending.append(logs)
             done = step + 1
             stopping = bool(stop)  # asked once: it may change at any moment
             save = stopping or done == total or done % config.checkpoint.every == 0
             if save or done % config.log_every == 0:
-                means = fetch(pending, done, checkpoints.latest())
+                means = fetch(pending, done, checkpoints)
+                means["data_bad"] = len(data.bad)
                 log.log(done, means | window.close(len(pending) * config.batch_size, step_flops * len(pending)))
                 pending = []
             if save:
@@ -180,9 +185,9 @@ def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     new = optax.apply_updates(params, updates)
     logs |= {
-        "grad_norm": optax.global_norm(grads),
-        "update_norm": optax.global_norm(updates),
-        "param_norm": optax.global_norm(new),
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(new),
         "lr": rate(state["step"]),
     }
     ema = optim.ema_update(state["ema"], new, state["step"], ema_decay)
@@ -206,13 +211,13 @@ def run_evaluation(task, evaluate, batches, mesh, workdir, state):
     return task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
 
 
-def fetch(pending, done, good):
+def fetch(pending, done, checkpoints):
     """Means of the logs of the last steps. Raises FloatingPointError at the first loss that is not finite."""
     pending = jax.device_get(pending)
     for i, logs in enumerate(pending):
         for name, value in logs.items():
             if name.startswith("loss/") and not np.isfinite(value):
-                step = done - len(pending) + i + 1
+                step, good = done - len(pending) + i + 1, checkpoints.latest()
                 raise FloatingPointError(
                     f"Step {step}: {name} is {value}. "
                     + (f"The last good checkpoint is step {good}; " if good else "There is no checkpoint yet; ")
@@ -302,7 +307,19 @@ def main(argv):
     train(FLAGS.config, FLAGS.workdir)
 
 
+def use_huge_pages():
+    """Starts the process again with glibc's allocator on huge pages, unless the user set GLIBC_TUNABLES.
+
+    The setting is read before a process begins. On a CPU the default run's step takes 135 instead of 195 ms with it:
+    XLA allocates and frees its buffers in every step, and small pages are faulted in one by one.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    use_huge_pages()
     FLAGS = flags.FLAGS
     config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")

@@ -262,4 +262,4 @@ def test_the_command_line_says_what_it_wants():
     assert process.returncode and "batch_size" in out
     process = runs.start("unused", "more")
     out, _ = process.communicate(timeout=60)
-    assert process.returncode and "--config=FILE --workdir=DIR" in out
+    assert process.returncode and "--config=FILE, --workdir=DIR" in out
