@@ -32,6 +32,8 @@ def test_tiny_goes_the_whole_way(name, tmp_path):
     task = build(config.task)
     checkpoints = Checkpoints(tmp_path)
     variables = {"params": checkpoints.restore_params(which="ema")}
+    if jax.eval_shape(task.init, jax.random.key(0), {"image": np.zeros((2, 16, 16, 3), np.uint8)})["mutable"]:
+        variables |= checkpoints.restore_params(which="mutable")
     images = np.stack([build(config.data.eval.source)[i]["image"] for i in range(2)])
     codes = task.model.apply(variables, images, method="encode")
     decoded = task.model.apply(variables, codes, jax.random.key(0), method="decode")
