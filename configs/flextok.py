@@ -8,11 +8,11 @@ d12_d12, d18_d18, d18_d28 = the published widths and depths on your own pictures
     python -m jaxtok.train --config=configs/flextok.py:d18_d28 --workdir=runs/d18_d28 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES --config.mesh.fsdp=8
 
-What differs from the paper. The default predicts x0 (a head of its width cannot span a patch's velocity), draws times
-nearer to noise, keeps all tokens in half of the samples, and trains the encoder at a tenth of the rate, without which
-the latents drift into a corner of the quantizer. The published sizes have the paper's transformers, quantizer, nested
-dropout and velocity, but see 64 px pictures as 256 patches of pixels instead of a VAE's latents; their optimizer
-values are ours.
+What differs from the paper. The small ones predict x0 (a head of that width cannot span a patch's velocity, which holds
+the noise), draw most times near to noise, keep all tokens in half of the samples, and normalise the latents over the
+batch, without which they drift into a corner of the quantizer (docs/flextok.md has the figures). The published sizes
+have the paper's transformers, quantizer, nested dropout and velocity, but see 64 px pictures as 256 patches of pixels
+instead of a VAE's latents; their optimizer values are ours.
 """
 
 from configs import common
@@ -30,11 +30,11 @@ def small():
     emoji = dict(name="data.sources.Emoji", size=32)
     config = common.base()
     config.update(
-        total_steps=5500,
+        total_steps=3600,
         batch_size=64,
         ema=0.995,
-        schedule=dict(peak_lr=2e-3, warmup=100, end=0.01),
-        optimizer=dict(b2=0.99, weight_decay=0.05, clip=1.0, lr_factors=(("^encoder/", 0.1),)),
+        schedule=dict(peak_lr=2.5e-3, warmup=100, end=0.01),
+        optimizer=dict(b2=0.99, weight_decay=0.05, clip=1.0),
         data=dict(
             train=dict(source=emoji | dict(split="train"), transforms=(FLIP, SHIFT)),
             eval=dict(source=emoji | dict(split="test"), batch_size=64),
@@ -66,7 +66,7 @@ def tiny():
         ),
     )
     config.task.model = flextok(
-        (16, 16, 3), patch=4, registers=8, encoder=(64, 1), decoder=(64, 2), full=0.5, x0=True, head_dim=32
+        (16, 16, 3), patch=4, registers=8, encoder=(64, 1), decoder=(64, 2), small=True, head_dim=32
     )
     config.task.token_counts = (1, 4, 8)
     config.task.samplers = (dict(title="one step", steps=1), dict(title="2 steps, guided", steps=2, guidance=1.5))
@@ -114,15 +114,24 @@ def published(encoder, decoder):
     return config
 
 
-def flextok(shape, patch, registers, encoder, decoder, full=0.0, x0=False, **trunk):
-    """The model. encoder, decoder: (width, depth). full: share of samples that keep all tokens. x0: what the decoder
-    predicts, else velocity. trunk: options of both transformers."""
+def flextok(shape, patch, registers, encoder, decoder, small=False, **trunk):
+    """The model. encoder, decoder: (width, depth). small: what a small run needs, as the docstring on top says; else
+    the paper's. trunk: options of both transformers."""
+    if small:
+        flow = dict(prediction="x0", time=dict(name="nn.flow.shifted_time", shift=16.0))
+    else:
+        flow = dict(prediction="velocity", time=dict(name="nn.flow.mode_time", scale=0.25))
     trunk |= dict(patch=patch, registers=registers)
     return dict(
         name="tokenizer.Tokenizer",
         codec=dict(name="codecs.identity.Identity"),
         encoder=dict(
-            name="encoders.latent1d.Latent1D", width=encoder[0], depth=encoder[1], channels=len(LEVELS), **trunk
+            name="encoders.latent1d.Latent1D",
+            width=encoder[0],
+            depth=encoder[1],
+            channels=len(LEVELS),
+            batch_norm=small,
+            **trunk,
         ),
         quantizer=dict(name="quantizers.fsq.FSQ", levels=LEVELS),
         decoder=dict(
@@ -130,12 +139,11 @@ def flextok(shape, patch, registers, encoder, decoder, full=0.0, x0=False, **tru
             width=decoder[0],
             depth=decoder[1],
             shape=shape,
-            prediction="x0" if x0 else "velocity",
-            time=dict(name="nn.flow.shifted_time", shift=4.0) if x0 else dict(name="nn.flow.mode_time", scale=0.25),
             null_rate=0.1,
+            **flow,
             **trunk,
         ),
-        nested_dropout=dict(name="nn.nested_dropout.NestedDropout", law="pow2", full=full),
+        nested_dropout=dict(name="nn.nested_dropout.NestedDropout", law="pow2", full=0.5 if small else 0.0),
     )
 
 
