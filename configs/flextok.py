@@ -40,9 +40,7 @@ def small():
             eval=dict(source=emoji | dict(split="test"), batch_size=64),
         ),
         task=common.tokenizer_task(
-            flextok(
-                (32, 32, 3), patch=8, registers=16, encoder=(128, 2), decoder=(128, 4), full=0.5, x0=True, unroll=4
-            ),
+            flextok((32, 32, 3), patch=8, registers=16, encoder=(128, 2), decoder=(128, 4), small=True, unroll=4),
             losses=dict(flow=dict(fn=dict(name="losses.flow.flow_matching"))),
             token_counts=(1, 2, 4, 8, 16),
             samplers=(dict(title="one step", steps=1), dict(title="10 steps", steps=10)),
