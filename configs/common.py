@@ -24,6 +24,7 @@ def base():
             ema=0.999,
             log_every=50,
             eval_every=0,  # 0: at the end only
+            tensorboard=False,  # needs the extra of that name
             checkpoint=dict(every=1000, keep_last=3, keep_every=0),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             sharding=SHARDING,

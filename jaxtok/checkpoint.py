@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from jaxtok.sharding import path_name
 
 # What may change when a run goes on: where and how often, never what is computed.
-FREE = ("mesh", "sharding", "log_every", "checkpoint", "eval", r"data\.workers", "profile")
+FREE = ("mesh", "sharding", "log_every", "checkpoint", "eval", r"data\.workers", "tensorboard")
 
 
 class Checkpoints:

@@ -77,7 +77,7 @@ class TokenizerTask:
         if not all(1 <= k <= n for k in self.token_counts):
             raise ValueError(f"task.token_counts {self.token_counts} must lie in 1 ... {n}, the model's tokens.")
         rows = {} if codes.indices is None else {"indices": codes.indices}
-        pictures = {"original": batch["image"]}
+        pictures = [batch["image"]]
 
         def compare(decoded):
             return {"psnr": psnr(images, decoded), "ssim": ssim(images, decoded)}
@@ -99,9 +99,14 @@ class TokenizerTask:
             for i, k in enumerate(self.token_counts):
                 metrics, shown = jax.tree.map(lambda x, i=i: x[i], rebuilt)
                 record(f"{sampler['title']}@{k}", metrics)
-                pictures[f"{k} token{'s'[: k > 1]}\n{sampler['title']}"] = shown
+                pictures.append(shown)
         record(SWAPPED, rebuild(self.samplers[0], codes.replace(z=jnp.roll(codes.z, 1, 0)))[0])
         return {"rows": rows, "pictures": pictures}
+
+    def titles(self):
+        """Of the pictures that `evaluate` gives."""
+        kinds = [(k, sampler["title"]) for sampler in self.samplers for k in self.token_counts]
+        return ["original", *(f"{k} token{'s'[: k > 1]}\n{title}" for k, title in kinds)]
 
     def summarize(self, rows):
         """Means over held-out pictures (numpy [N ...]) and a table: a row a token count, PSNR and SSIM a sampler."""

@@ -27,19 +27,25 @@ from jaxtok.metrics import Logger
 from jaxtok.nn import flops
 
 KEYS = (
-    "seed total_steps batch_size accumulate ema log_every eval_every checkpoint mesh sharding schedule optimizer data "
-    "task"
+    "seed total_steps batch_size accumulate ema log_every eval_every tensorboard checkpoint mesh sharding schedule "
+    "optimizer data task"
 ).split()
+SHOWN = 8  # rows of the picture
 
 
 def train(config, workdir):
     """Trains `config` in `workdir`, resuming where an earlier run of it stopped. Returns the final metrics."""
     build.check_keys(config, KEYS, "The config")
+    build.check_keys(config.data, ("train", "eval", "workers", "max_bad"), "config.data")
+    build.check_keys(config.checkpoint, ("every", "keep_last", "keep_every"), "config.checkpoint")
     workdir, total = Path(workdir), config.total_steps
 
     # Mesh.
     mesh = build.call(sharding.make_mesh, options=config.mesh, where="config.mesh")
-    sharding.check_batch_size(config.batch_size // config.accumulate, mesh)
+    if config.batch_size % config.accumulate:
+        raise ValueError(f"batch_size {config.batch_size} must be divisible by accumulate {config.accumulate}.")
+    for size in (config.batch_size // config.accumulate, config.data.eval.batch_size):
+        sharding.check_batch_size(size, mesh)
 
     # Data: whatever is missing fails here, before the first step.
     source, held_out = build.build(config.data.train.source), build.build(config.data.eval.source)
@@ -87,7 +93,7 @@ def train(config, workdir):
         state |= checkpoints.restore(saved(abstract))
 
     # The step, compiled once.
-    log = Logger(workdir, total, start)
+    log = Logger(workdir, total, start, tensorboard=config.tensorboard)
     parameters = sum(x.size for x in jax.tree.leaves(abstract["params"]))
     log.print(
         f"{workdir.name}: {parameters / 1e6:.2f} M parameters, {len(source)} pictures to train on, {len(held_out)} "
@@ -197,17 +203,19 @@ def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
 
 def run_evaluation(task, evaluate, batches, mesh, workdir, state):
     """One pass over the held-out data with the EMA weights: (metrics, table); writes workdir/reconstructions.png."""
-    rows, shown = [], None
+    rows, shown = [], []
     with batches() as data:
         for batch in data:
             batch = sharding.put_batch(numeric(batch), mesh)
             out = evaluate(state["ema"], state["mutable"], state["frozen"], batch, jax.random.key(0))
             out, mask = multihost_utils.process_allgather((out, batch["mask"]), tiled=True)
-            rows.append({name: np.asarray(values)[mask] for name, values in out["rows"].items()})
-            if shown is None:
-                shown = {title: np.asarray(images)[mask][:8] for title, images in out["pictures"].items()}
+            out = jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out)
+            rows.append(out["rows"])
+            shown.append([images[:SHOWN] for images in out["pictures"]])
     if jax.process_index() == 0:
-        pictures.grid(shown, workdir / "reconstructions.png")
+        columns = map(np.concatenate, zip(*shown, strict=True))
+        columns = {t: c[:: max(1, len(c) // SHOWN)][:SHOWN] for t, c in zip(task.titles(), columns, strict=True)}
+        pictures.grid(columns, workdir / "reconstructions.png")
     return task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
 
 

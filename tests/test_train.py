@@ -222,6 +222,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (dict(optimizer__bb2=3), TypeError, 'no key "bb2". Did you mean "b2"'),
         (dict(mesh__dat=3), TypeError, 'no key "dat". Did you mean "data"'),
         (dict(batch_size=12), ValueError, "A batch of 12 cannot be split over data=8"),
+        (dict(data__eval__batch_size=12), ValueError, "A batch of 12 cannot be split over data=8"),
+        (dict(accumulate=3), ValueError, "batch_size 16 must be divisible by accumulate 3"),
+        (dict(accumulate=4), ValueError, "A batch of 4 cannot be split over data=8"),
+        (dict(data__worker=3), TypeError, 'no key "worker". Did you mean "workers"'),
+        (dict(checkpoint__evry=3), TypeError, 'no key "evry". Did you mean "every"'),
         (dict(mesh__fsdp=3), ValueError, "does not fit 8 devices"),
         (dict(task__model__encoder__patch=5), ValueError, "16 x 16 does not divide into patches of 5"),
         (dict(task__model__quantizer__levels=(8, 1)), ValueError, "integers of at least 2"),
@@ -253,7 +258,7 @@ def test_a_missing_data_set_fails_before_the_first_step(tmp_path):
 
 def test_a_workdir_of_another_config_is_refused(tmp_path):
     train.train(runs.tiny(total_steps=2), tmp_path)
-    with pytest.raises(ValueError, match=r"schedule.peak_lr: 0.002 -> 0.5"):
+    with pytest.raises(ValueError, match=r"schedule.peak_lr: 0.0025 -> 0.5"):
         train.train(runs.tiny(total_steps=2, schedule__peak_lr=0.5), tmp_path)
 
 
