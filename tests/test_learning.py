@@ -1,6 +1,14 @@
-"""A small FlexTok learns, from drawn shapes, in under a minute; and what it learns is an order.
+"""A small FlexTok learns emoji of 16 px in two minutes, and what it learns is an order.
 
-Thresholds come from three seeds of both arms (`python -m tests.test_learning`), see CALIBRATION.
+One-step PSNR in dB after 900 steps (`python -m tests.test_learning nested 0 3`), from which the thresholds were set:
+
+    tokens                      1      4      8   another picture's codes
+    nested, seed 0, 1, 2    14.22  15.85  16.43   12.85
+                            14.16  15.71  16.06   12.91
+                            14.25  15.27  15.98   12.74
+    without, seed 0         10.62  13.56  17.13   12.83
+
+The best constant picture gives 11.79, each picture's mean colour 12.77.
 """
 
 import functools
@@ -15,21 +23,21 @@ from jaxtok import sharding, train
 from jaxtok.build import build
 from tests import runs
 
-CALIBRATION = ""
+EMOJI = dict(name="data.sources.Emoji", size=16)
 
 
 def learn(workdir, nested, seed=0):
     """Held-out metrics of a run with nested dropout or without it; all else is equal."""
     config = runs.tiny(
         seed=seed,
-        total_steps=500,
-        batch_size=32,
-        log_every=50,
+        total_steps=900,
+        batch_size=64,
+        log_every=100,
         checkpoint__every=1000,
         schedule__warmup=50,
-        data__train__source__n=4000,
-        data__eval__source__n=128,
-        data__eval__batch_size=128,
+        data__train__source=EMOJI | dict(split="train"),
+        data__eval__source=EMOJI | dict(split="test"),
+        data__eval__batch_size=320,
         task__token_counts=(1, 2, 4, 8),
         task__samplers=(dict(title="one step", steps=1),),
     )
@@ -52,10 +60,9 @@ def plain(tmp_path_factory):
 
 def best_constant():
     """PSNR of the mean training picture, the best that a decoder can do that reads no codes."""
-    data = runs.tiny(data__train__source__n=1000, data__eval__source__n=128).data
-    train_set, held_out = build(data.train.source), build(data.eval.source)
-    mean = np.mean([train_set[i]["image"] for i in range(1000)], 0)
-    errors = [np.square((held_out[i]["image"] - mean) / 255).mean() for i in range(128)]
+    train_set, held_out = (build(EMOJI | dict(split=split)) for split in ("train", "test"))
+    mean = np.mean([train_set[i]["image"] for i in range(len(train_set))], 0)
+    errors = [np.square((held_out[i]["image"] - mean) / 255).mean() for i in range(len(held_out))]
     return float(np.mean(-10 * np.log10(errors)))
 
 
@@ -65,7 +72,7 @@ def test_it_beats_every_constant_picture(nested):
 
 def test_the_order_is_real(nested, plain):
     """That PSNR rises with k proves nothing, for it rises without nested dropout too; the level at small k does."""
-    for k in (1, 2):
+    for k in (1, 4):
         assert nested[f"psnr/one step@{k}"] > plain[f"psnr/one step@{k}"] + 1.5
     levels = [nested[f"psnr/one step@{k}"] for k in (1, 2, 4, 8)]
     assert levels == sorted(levels) and levels[-1] > levels[0] + 1
@@ -73,15 +80,15 @@ def test_the_order_is_real(nested, plain):
 
 
 def test_the_decoder_reads_the_codes(nested):
-    assert nested["psnr/one step@8"] > nested["psnr/another picture's codes"] + 3
-    assert nested["codes/distinct first tokens"] > 0.2
+    assert nested["psnr/one step@8"] > nested["psnr/another picture's codes"] + 2.5
+    assert nested["codes/distinct first tokens"] > 0.5
 
 
 if __name__ == "__main__":
+    nested_arm, first, last = sys.argv[1] == "nested", int(sys.argv[2]), int(sys.argv[3])
     print(f"best constant {best_constant():.2f}")
-    for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 3):
-        for arm in (True, False):
-            with tempfile.TemporaryDirectory() as workdir:
-                m = learn(workdir, arm, seed)
-            values = {k.removeprefix("psnr/one step@"): round(v, 2) for k, v in m.items() if not k.startswith("ssim")}
-            print(f"seed {seed} nested {arm}: {values}", flush=True)
+    for number in range(first, last):
+        with tempfile.TemporaryDirectory() as folder:
+            m = learn(folder, nested_arm, number)
+        values = {k.removeprefix("psnr/one step@"): round(v, 2) for k, v in m.items() if not k.startswith("ssim")}
+        print(f"seed {number} {sys.argv[1]}: {values}", flush=True)
