@@ -7,7 +7,7 @@ every collective; the mathematics, and so the losses, are those of one device.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,15 +118,6 @@ def _spec(regex, tactic, name, shape, mesh, min_size):
         if axis is not None and n % mesh.shape[axis]:
             raise ValueError(f"{rule}: the dimension of {n} cannot be split over {axis}={mesh.shape[axis]}.")
     return P(*tactic)
-
-
-def init_sharded(init_fn: Callable, mesh: Mesh, rules: Rules, *args: Any) -> tuple[Any, Any]:
-    """init_fn(*args) computed straight into its layout, so that nothing is ever whole on one device.
-
-    Returns (state, its shardings). Errors of `shardings` come before anything is computed.
-    """
-    layout = shardings(jax.eval_shape(init_fn, *args), mesh, rules)
-    return jax.jit(init_fn, out_shardings=layout)(*args), layout
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

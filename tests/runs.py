@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+
 from configs import flextok
+from jaxtok import sharding
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,3 +40,9 @@ def start(workdir, *flags, devices=1):
     return subprocess.Popen(
         [*command, *flags], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def init_sharded(init, mesh, rules, *args):
+    """init(*args) computed straight into its layout, as the loop does it: (state, its shardings)."""
+    layout = sharding.shardings(jax.eval_shape(init, *args), mesh, rules)
+    return jax.jit(init, out_shardings=layout)(*args), layout

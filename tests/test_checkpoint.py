@@ -20,7 +20,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from jaxtok.checkpoint import Checkpoints, claim_workdir
-from jaxtok.sharding import init_sharded, make_mesh, path_name, put_batch, shardings
+from jaxtok.sharding import make_mesh, path_name, put_batch, shardings
+from tests.runs import init_sharded
 
 RULES = [("kernel$", (None, "fsdp", "tensor")), (".*", "fsdp")]
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))

@@ -1,5 +1,7 @@
 """What FlexTok's parts promise (arXiv 2502.13967), beyond the goldens."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from tests import runs
 @pytest.fixture(scope="module")
 def model():
     """A tokenizer whose every parameter is random, so that no path is closed by a zero; and a batch."""
-    model = build(runs.tiny().task.model)
+    model = build(runs.tiny(task__model__encoder__batch_norm=False).task.model)
     pixels = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3), minval=-1)
     keys = {"params": jax.random.key(0), "train": jax.random.key(2)}
     params = model.init(keys, pixels, train=True)["params"]
@@ -185,6 +187,29 @@ def test_an_index_that_is_no_code_is_refused(index):
         quantizer.apply({}, jnp.array([[0, index]]), method="lookup")
     traced = jax.jit(lambda i: quantizer.apply({}, i, method="lookup"))(jnp.array([[0, index]]))
     assert jnp.isnan(traced[0, 1]).all() and not jnp.isnan(traced[0, 0]).any()
+
+
+# ---- batch norm of the latents ----
+
+
+def test_batch_norm_centres_every_latent_and_evaluation_uses_what_training_saw():
+    encoder = build(runs.tiny().task.model).encoder
+    pixels = jax.random.uniform(jax.random.key(1), (64, 16, 16, 3), minval=-1)
+    variables = encoder.init(jax.random.key(0), pixels, train=True)
+    for _ in range(1200):  # the running statistics forget their start
+        latents, seen = apply_training(encoder, variables, pixels)
+        variables = variables | seen
+    assert latents.shape == (64, 8, 6)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(latents.std(0), 1, atol=1e-2)
+    np.testing.assert_allclose(encoder.apply(variables, pixels), latents, atol=1e-3)
+    alone = encoder.apply(variables, pixels[:1])  # in evaluation a picture's codes do not depend on its neighbours
+    np.testing.assert_allclose(alone, encoder.apply(variables, pixels)[:1], atol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_training(encoder, variables, pixels):
+    return encoder.apply(variables, pixels, train=True, mutable=["batch_stats"])
 
 
 # ---- options that must not change the result ----

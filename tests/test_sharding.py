@@ -9,12 +9,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtok.sharding import (
     batch_sharding,
     check_batch_size,
-    init_sharded,
     make_mesh,
     path_name,
     put_batch,
     shardings,
 )
+from tests.runs import init_sharded
 
 # What each device holds of each array on meshes of (data, fsdp, tensor), worked out by hand from RULES.
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]

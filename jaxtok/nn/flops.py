@@ -17,22 +17,22 @@ def count(fn, *args):
 def _count(jaxpr):
     total = 0
     for eqn in jaxpr.eqns:
-        name, params = eqn.primitive.name, eqn.params
-        if name == "dot_general":
+        primitive, params = eqn.primitive.name, eqn.params
+        if primitive == "dot_general":
             (contract, _), _ = params["dimension_numbers"]
             depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2 * depth * eqn.outvars[0].aval.size
-        elif name == "conv_general_dilated":
+        elif primitive == "conv_general_dilated":
             kernel, spec = eqn.invars[1].aval, params["dimension_numbers"].rhs_spec
             total += 2 * eqn.outvars[0].aval.size * kernel.size // kernel.shape[spec[0]]
-        elif name == "cond":
+        elif primitive == "cond":
             total += max(_count(branch.jaxpr) for branch in params["branches"])
-        elif name == "while":
+        elif primitive == "while":
             if _count(params["body_jaxpr"].jaxpr):
                 raise ValueError("flops.count: a while loop of unknown length holds matrix products; use lax.scan.")
         else:
             inner = sum(_count(j) for p in params.values() for j in _jaxprs(p))
-            total += inner * params["length"] if name == "scan" else inner
+            total += inner * params["length"] if primitive == "scan" else inner
     return total
 
 
