@@ -10,8 +10,8 @@ One-step PSNR in dB after 900 steps (`python -m tests.test_learning nested 0 3`,
             seed 1          11.67  13.32  16.64   12.77
             seed 2          12.33  14.61  17.26   12.80
 
-The tests train seed 0. Nested beats plain by 1.9 dB or more at one token on every seed, by 2.3, 2.4 and 0.7 at four: so short
-a run settles the second less surely.
+The tests train seed 0. Nested beats plain by 1.9 dB or more at one token on every seed, by 2.3, 2.4 and 0.7 at four: so
+short a run settles the second less surely.
 The best constant picture gives 11.79, each picture's mean colour 12.77.
 """
 
