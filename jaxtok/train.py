@@ -211,7 +211,7 @@ def run_evaluation(task, evaluate, batches, mesh, workdir, state):
             out, mask = multihost_utils.process_allgather((out, batch["mask"]), tiled=True)
             out = jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out)
             rows.append(out["rows"])
-            shown.append([images[:SHOWN] for images in out["pictures"]])
+            shown.append([images[:SHOWN].copy() for images in out["pictures"]])  # a view would keep the whole batch
     if jax.process_index() == 0:
         columns = map(np.concatenate, zip(*shown, strict=True))
         columns = {t: c[:: max(1, len(c) // SHOWN)][:SHOWN] for t, c in zip(task.titles(), columns, strict=True)}
