@@ -26,15 +26,23 @@ class Tokenizer(nn.Module):
         `options` go to the decoder (a given time or noise).
         """
         x = self.codec.encode(pixels)
-        codes = self.quantizer(self.encoder(x, context=context, train=train), train=train)
+        if self.is_initializing():
+            self.codec.decode(x)  # which training never calls
+        codes = self.quantize(self.encoder(x, context=context, train=train), train=train)
         if self.nested_dropout is not None:
             codes = self.nested_dropout(codes, train=train)
         decoded = self.decoder(codes, target=x, context=context, train=train, **options)
         return {"codes": codes, "decoded": decoded}
 
-    def encode(self, pixels, *, context=None) -> Codes:
-        """pixels [B H W 3] -> Codes, every token kept."""
-        return self.quantizer(self.encoder(self.codec.encode(pixels), context=context))
+    def encode(self, pixels, *, context=None, **options) -> Codes:
+        """pixels [B H W 3] -> Codes, every token kept. `options` go to the encoder (how many tokens)."""
+        return self.quantize(self.encoder(self.codec.encode(pixels), context=context, **options))
+
+    def quantize(self, latents, *, train=False) -> Codes:
+        """Latents [B N D] -> Codes. Those with places, [B h w D], become a row of them, and Codes keep the grid."""
+        batch, *grid, width = latents.shape
+        codes = self.quantizer(latents.reshape(batch, -1, width), train=train)
+        return codes.replace(grid=tuple(grid)) if len(grid) > 1 else codes
 
     def decode(self, codes, rng=None, **options):
         """Codes -> pixels float32 [B H W 3] in [0, 1]. `options` go to the decoder's `sample`."""

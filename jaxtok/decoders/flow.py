@@ -6,35 +6,44 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxtok.nn import flow
+from jaxtok.nn.attention import Attend
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.norm import layer_norm
 from jaxtok.nn.patch import patchify, unpatchify
 from jaxtok.nn.position import TimeEmbedding, sincos_2d
-from jaxtok.nn.transformer import modulate, stack
+from jaxtok.nn.transformer import Transformer, modulate
 from jaxtok.structs import Decoded
 
 GUIDANCE = {"apg": flow.apg, "cfg": flow.cfg}
+PATCHES, TOKENS = 0, 1  # the two sets that adaLN modulates apart
 
 
 class FlowDecoder(nn.Module):
     """FlexTok's decoder (arXiv 2502.13967): noisy patches and code tokens through one adaLN-zero transformer.
 
     A token that is not kept becomes one learned mask vector, overwriting its position too, and is still attended;
-    without a condition all tokens become one learned null vector.
+    without a condition all tokens become one learned null vector. Codes may have fewer than R tokens: the others are
+    tokens that are not kept.
 
     Attributes:
       width, depth, head_dim: of the transformer.
       registers: R, how many tokens come in.
       shape: (h, w, C) of what is decoded: pixels, or the codec's latents.
       patch: side of a patch.
+      grid: patches of the pictures that the positions were made for, (rows, columns); another grid is laid over the
+        same square. None: positions count patches.
       prediction: what the head gives, "velocity" or "x0"; a head narrower than a patch's values cannot span a
         velocity, which holds the noise: small models want "x0".
       time: law of the training time, uniform [B] -> [B] (nn.flow).
       null_rate: share of training samples that see the null condition, for guidance.
+      tap: the block after which `Decoded.features` shows the patches to a teacher (REPA), or None.
       max_timestep: of the time embedding.
-      dtype: of the computation. remat, unroll: see nn.transformer.stack.
+      dtype: of the computation. remat, unroll: see nn.transformer.Transformer.
+      shortcuts: which of the exact savings to make (docs/performance.md): "collapse" (equal tokens as one that counts for all), "last" (the
+        last block computes what is read), "once" (a step's constants outside the solver's loop, both guidance passes in one sequence).
     """
 
     width: int
@@ -43,47 +52,45 @@ class FlowDecoder(nn.Module):
     shape: tuple[int, int, int]
     patch: int = 2
     head_dim: int = 64
+    grid: tuple[int, int] | None = None
     prediction: str = "velocity"
     time: Callable = flow.mode_time
     null_rate: float = 0.1
+    tap: int | None = None
     max_timestep: float = 1000.0
     dtype: Any = jnp.float32
     remat: str = "none"
     unroll: int = 1
+    shortcuts: tuple[str, ...] = ("collapse", "last", "once")
 
-    @nn.compact
+    def setup(self):
+        normal = nn.initializers.normal(0.02)
+        self.code_embed = Linear(self.width, dtype=self.dtype, name="code_embed")
+        self.register_pos_embed = self.param("register_pos_embed", normal, (self.registers, self.width))
+        self.mask_token = self.param("mask_token", normal, (self.width,))
+        self.null_token = self.param("null_token", normal, (self.width,))
+        self.patch_embed = Linear(self.width, dtype=self.dtype, name="patch_embed")
+        self.time_embed = TimeEmbedding(self.width, self.max_timestep, dtype=self.dtype, name="time")
+        self.blocks = Transformer(
+            self.depth, self.head_dim, 2, dtype=self.dtype, remat=self.remat, unroll=self.unroll, name="blocks"
+        )
+        self.head_adaln = Linear((2, self.width), init="zeros", dtype=self.dtype, name="head_adaln")
+        self.head = Linear(self.patch * self.patch * self.shape[2], init="zeros", name="head")
+
+    def __call__(self, codes, *, target, context=None, train=False, time=None, noise=None):
+        """Decodes at one random time. target [B h w C] is the clean picture x0; time [B] and noise like target are
+        drawn from the rng stream "train" unless given. Returns Decoded in the space of `prediction`."""
+        self._check()
+        keys = jax.random.split(self.make_rng("train"), 3) if train or time is None or noise is None else None
+        time = self.time(jax.random.uniform(keys[0], target.shape[:1])) if time is None else time
+        noise = jax.random.normal(keys[1], target.shape) if noise is None else noise
+        null = jax.random.bernoulli(keys[2], self.null_rate, target.shape[:1]) if train and self.null_rate else None
+        prediction, features = self._at(flow.interpolate(target, noise, time), time, codes, null, self.tap)
+        return Decoded(prediction, noise - target if self.prediction == "velocity" else target, features)
+
     def predict(self, x_t, t, codes, null=None):
         """The head's output at x_t [B h w C] and time t [B], float32; null bool [B]: whose condition is dropped."""
-        height, width, channels = x_t.shape[1:]
-        grid = height // self.patch, width // self.patch
-        tokens = Linear(self.width, dtype=self.dtype, name="code_embed")(codes.z)  # [B R D]
-        normal = nn.initializers.normal(0.02)
-        tokens = tokens + self.param("register_pos_embed", normal, (self.registers, self.width))
-        mask_token = self.param("mask_token", normal, (self.width,))
-        tokens = jnp.where(codes.keep[..., None], tokens, mask_token)
-        null_token = self.param("null_token", normal, (self.width,))
-        if null is not None:
-            tokens = jnp.where(null[:, None, None], null_token, tokens)
-        patches = Linear(self.width, dtype=self.dtype, name="patch_embed")(patchify(x_t, self.patch))  # [B P D]
-        patches = patches + sincos_2d(*grid, self.width).reshape(1, -1, self.width)
-        x = jnp.concatenate([patches, tokens], 1).astype(self.dtype)  # [B P+R D]
-        self.sow("intermediates", "sequence", x)
-        condition = TimeEmbedding(self.width, self.max_timestep, dtype=self.dtype, name="time")(t)  # [B D]
-        blocks = stack(
-            self.depth,
-            remat=self.remat,
-            unroll=self.unroll,
-            name="blocks",
-            head_dim=self.head_dim,
-            segments=(patches.shape[1], tokens.shape[1]),
-            dtype=self.dtype,
-        )
-        x, _ = blocks(x, None, condition)
-        head = Linear((2, self.width), init="zeros", dtype=self.dtype, name="head_adaln")
-        shift, scale = jnp.split(head(jax.nn.silu(condition)), 2, 1)  # each [B 1 D]
-        x = modulate(layer_norm(x[:, : patches.shape[1]]), shift, scale).astype(jnp.float32)
-        x = Linear(self.patch * self.patch * channels, init="zeros", name="head")(x)
-        return unpatchify(x, grid, self.patch)  # [B h w C]
+        return self._at(x_t, t, codes, null)[0]
 
     def velocity(self, x_t, t, codes, null=None):
         """The velocity at x_t [B h w C], time t [B]: float32 [B h w C]."""
@@ -91,27 +98,17 @@ class FlowDecoder(nn.Module):
         y = self.predict(x_t, t, codes, null)
         return y if self.prediction == "velocity" else flow.velocity_from_x0(x_t, y, t)
 
-    def __call__(self, codes, *, target, context=None, train=False, time=None, noise=None):
-        """Decodes at one random time. target [B h w C] is the clean picture x0; time [B] and noise like target are
-        drawn from the rng stream "train" unless given. Returns Decoded in the space of `prediction`."""
-        self._check()
-        keys = jax.random.split(self.make_rng("train"), 3) if time is None or noise is None or train else (None,) * 3
-        time = self.time(jax.random.uniform(keys[0], target.shape[:1])) if time is None else time
-        noise = jax.random.normal(keys[1], target.shape) if noise is None else noise
-        null = jax.random.bernoulli(keys[2], self.null_rate, target.shape[:1]) if train and self.null_rate else None
-        prediction = self.predict(flow.interpolate(target, noise, time), time, codes, null)
-        return Decoded(prediction, noise - target if self.prediction == "velocity" else target)
-
-    def sample(self, codes, rng=None, *, steps=25, guidance=1.0, guide="apg", noise=None):
+    def sample(self, codes, rng=None, *, steps=25, guidance=1.0, guide="apg", noise=None, size=None):
         """Solves the flow from noise to the picture with Euler steps.
 
         Args:
-          codes: Codes; only z and keep are read.
+          codes: Codes of at most R tokens; only z and keep are read.
           rng: key of the noise, or None when noise is given.
           steps: Euler steps; one step gives the model's estimate of x0 straight from noise.
           guidance: scale; exactly 1 costs one pass a step instead of two.
           guide: "apg" (FlexTok's) or "cfg".
           noise: [B h w C], x at t = 1.
+          size: (h, w) of what is decoded, if not that of `shape`.
 
         Returns float32 [B h w C].
         """
@@ -120,22 +117,115 @@ class FlowDecoder(nn.Module):
             raise ValueError(f"FlowDecoder.sample needs at least 1 step, got {steps}.")
         if guide not in GUIDANCE:
             raise ValueError(f'guide is one of {sorted(GUIDANCE)}, not "{guide}".')
-        batch = codes.z.shape[0]
+        guided = guidance != 1.0
+        batch, times = codes.z.shape[0], flow.times(steps)
         if noise is None:
-            noise = jax.random.normal(rng, (batch, *self.shape))
+            noise = jax.random.normal(rng, (batch, *(size or self.shape[:2]), self.shape[2]))
+        conditions = [self._tokens(codes)]
+        if guided:
+            conditions.append(self._null_tokens(batch))
+        once = self._once(times) if "once" in self.shortcuts else None
         module, variables = self.unbind()  # a bound module must not be called inside a scan
 
-        def velocity(x, t, buffer):
+        def velocities(x, t, once):
+            """Of each condition."""
             t = jnp.full((batch,), t)
-            v = module.apply(variables, x, t, codes, method="velocity")
-            if guidance == 1.0:
-                return v, buffer
-            null = jnp.ones((batch,), bool)
-            v_uncond = module.apply(variables, x, t, codes, null, method="velocity")
-            return GUIDANCE[guide](v, v_uncond, guidance, buffer)
+            run = lambda conditions, once: module.apply(variables, x, t, conditions, once, method="_under")
+            if once is None:
+                ys = [y for condition in conditions for y in run([condition], None)]
+            else:
+                ys = run(conditions, once)
+            return [y if self.prediction == "velocity" else flow.velocity_from_x0(x, y, t) for y in ys]
 
-        x, _ = flow.euler(velocity, noise, steps, None if guidance == 1.0 else jnp.zeros_like(noise))
+        def velocity(x, t, buffer, once):
+            v = velocities(x, t, once)
+            return GUIDANCE[guide](*v, guidance, buffer) if guided else (*v, buffer)
+
+        x, _ = flow.euler(velocity, noise, times, jnp.zeros_like(noise) if guided else None, once)
         return x
+
+    # ---- pieces ----
+
+    def _at(self, x_t, t, codes, null=None, tap=None):
+        """(the head's output, features) at one time a sample."""
+        tokens, counts = self._tokens(codes)
+        if null is not None:
+            tokens = jnp.where(null[:, None, None], self.null_token, tokens)
+        return self._run(x_t, [(tokens, counts)], self.time_embed(t), tap=tap)
+
+    def _under(self, x, t, conditions, once):
+        """The head's output [B h w C] under each condition at time t [B], or at the time that `once` was made for."""
+        y, _ = self._run(x, conditions, self.time_embed(t) if once is None else None, once)
+        return jnp.split(y, len(conditions))
+
+    def _tokens(self, codes):
+        """What the transformer reads of codes: (tokens [B K D], how many each stands for, [K] or None).
+
+        All R of them, or, collapsed, those that codes have and one for all that they lack: those carry the same
+        vector and no position, so no layer tells them apart.
+        """
+        k, missing = codes.z.shape[1], self.registers - codes.z.shape[1]
+        if missing < 0:
+            raise ValueError(f"FlowDecoder reads at most {self.registers} tokens, got {k}.")
+        tokens = self.code_embed(codes.z) + self.register_pos_embed[:k]
+        tokens = jnp.where(codes.keep[..., None], tokens, self.mask_token)
+        if not missing:
+            return tokens, None
+        rest, counts = self._repeat(self.mask_token, missing, len(tokens))
+        return jnp.concatenate([tokens, rest], 1), np.concatenate([np.ones(k), counts])
+
+    def _null_tokens(self, batch):
+        """What the transformer reads where there is no condition."""
+        return self._repeat(self.null_token, self.registers, batch)
+
+    def _repeat(self, vector, n, batch):
+        """n equal tokens, or one that counts for them: (tokens, counts [K])."""
+        counts = np.array([n]) if "collapse" in self.shortcuts else np.ones(n)
+        return jnp.broadcast_to(vector, (batch, len(counts), self.width)), counts
+
+    def _once(self, times):
+        """What depends on the time alone: trees of arrays [steps, ...] for the blocks and for the head."""
+        condition = self.time_embed(times)  # [S D]
+        blocks = jnp.moveaxis(self.blocks.modulations(condition), 1, 0)[:, :, None]  # [S L 1 2 6 D]
+        return blocks, self.head_adaln(jax.nn.silu(condition))[:, None]  # [S 1 2 D]
+
+    def _run(self, x, conditions, condition=None, once=None, tap=None):
+        """The trunk and its head under n conditions: (float32 [n B h w C], features).
+
+        The n sequences [patches, tokens] are packed in one, of which each sees itself alone.
+        """
+        height, width, batch = x.shape[1] // self.patch, x.shape[2] // self.patch, len(x)
+        patches = self.patch_embed(patchify(x, self.patch))  # [B P D]
+        patches = patches + sincos_2d(height, width, self.width, self.grid).reshape(1, -1, self.width)
+        p, start = patches.shape[1], 0
+        sequence, segments, attends, last = [], [], [], []
+        for tokens, counts in conditions:
+            k = tokens.shape[1]
+            counts = None if counts is None or (counts == 1).all() else np.concatenate([np.ones(p), counts])
+            itself = slice(start, start + p + k)
+            sequence += [patches, tokens]
+            segments += [(PATCHES, p), (TOKENS, k)]
+            attends.append(Attend(itself, itself, counts=counts))
+            last.append(Attend(slice(start, start + p), itself, counts=counts))
+            start += p + k
+        sequence = jnp.concatenate(sequence, 1).astype(self.dtype)  # [B N D]
+        self.sow("intermediates", "sequence", sequence)
+        blocks, head = once if once is not None else (None, self.head_adaln(jax.nn.silu(condition)))
+        y = self.blocks(
+            sequence,
+            attends,
+            last if "last" in self.shortcuts else None,
+            segments=segments,
+            condition=condition,
+            modulations=blocks,
+            tap=tap,
+        )
+        y, features = (y, {}) if tap is None else (y[0], {"patches": y[1][:, :p]})
+        if "last" not in self.shortcuts:
+            y = jnp.concatenate([y[:, a.queries] for a in last], 1)
+        y = modulate(layer_norm(y), head[:, :1], head[:, 1:]).astype(jnp.float32)  # [B n P D]
+        y = self.head(y).reshape(batch, len(conditions), p, -1)
+        return unpatchify(y.swapaxes(0, 1).reshape(-1, p, y.shape[-1]), (height, width), self.patch), features
 
     def _check(self):
         if self.prediction not in ("velocity", "x0"):

@@ -63,25 +63,31 @@ def apg(v_cond, v_uncond, scale, buffer, momentum=-0.5, eta=0.0, threshold=2.5):
 # ---- the solver ----
 
 
-def euler(velocity, x, steps, carry=None):
-    """Euler steps from noise (t = 1) to data (t = 0), in float32.
+def times(steps):
+    """The times at which Euler steps from noise (t = 1) to data (t = 0) evaluate the velocity: float32 [steps]."""
+    return jnp.arange(steps, 0, -1, dtype=jnp.float32) / steps
+
+
+def euler(velocity, x, times, carry=None, schedule=None):
+    """Euler steps from noise to data, in float32.
 
     Args:
-      velocity: (x [B ...], t [], carry) -> (v [B ...], carry).
+      velocity: (x [B ...], t [], carry, what `schedule` holds for this step) -> (v [B ...], carry).
       x: the noise [B ...].
-      steps: how many, static.
+      times: [steps], falling to 0, which is not in it.
       carry: what velocity hands from step to step (a guidance buffer), or None.
+      schedule: a tree of arrays [steps, ...], or None.
 
     Returns the data, and the trajectory [steps + 1, B ...] from noise to data (dead code where it is not used).
     """
 
-    def step(state, t):
-        x, carry = state
-        v, carry = velocity(x, t, carry)
-        x = x - v.astype(jnp.float32) / steps
+    def step(state, now):
+        (x, carry), (t, width, scheduled) = state, now
+        v, carry = velocity(x, t, carry, scheduled)
+        x = x - v.astype(jnp.float32) * width
         return (x, carry), x
 
-    times = jnp.arange(steps, 0, -1, dtype=jnp.float32) / steps
     x = x.astype(jnp.float32)
-    (last, _), path = jax.lax.scan(step, (x, carry), times)
+    widths = times - jnp.append(times[1:], 0.0)
+    (last, _), path = jax.lax.scan(step, (x, carry), (times, widths, schedule))
     return last, jnp.concatenate([x[None], path])

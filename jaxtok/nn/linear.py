@@ -31,16 +31,18 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, part=()):
+        """[... *inputs] -> [... *features], or only the features at index `part` of the kernel's feature axes."""
         features = (self.features,) if isinstance(self.features, int) else tuple(self.features)
         batch, inputs = x.shape[: x.ndim - self.inputs], x.shape[x.ndim - self.inputs :]
-        rows, columns = math.prod(inputs), math.prod(features)
-        init = _xavier(rows, columns // self.stacked) if self.init == "xavier" else nn.initializers.zeros
-        kernel = self.param("kernel", init, inputs + features).astype(self.dtype)
-        y = x.astype(self.dtype).reshape(-1, rows) @ kernel.reshape(rows, columns)
+        rows = math.prod(inputs)
+        fan_out = math.prod(features) // self.stacked
+        init = _xavier(rows, fan_out) if self.init == "xavier" else nn.initializers.zeros
+        kernel = self.param("kernel", init, inputs + features)[(slice(None),) * self.inputs + part].astype(self.dtype)
+        y = x.astype(self.dtype).reshape(-1, rows) @ kernel.reshape(rows, -1)
         if self.bias:
-            y = y + self.param("bias", nn.initializers.zeros, features).astype(self.dtype).reshape(columns)
-        return y.reshape(batch + features)
+            y = y + self.param("bias", nn.initializers.zeros, features)[part].astype(self.dtype).reshape(-1)
+        return y.reshape(batch + kernel.shape[self.inputs :])
 
 
 def _xavier(fan_in, fan_out):

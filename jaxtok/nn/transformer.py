@@ -1,12 +1,13 @@
-"""The transformer block, and a stack of them."""
+"""A pre-norm transformer: the block as a function, and a stack of them."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxtok.nn.attention import Attention
+from jaxtok.nn.attention import Attention, take
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.mlp import SwiGLU
 from jaxtok.nn.norm import layer_norm
@@ -18,34 +19,25 @@ REMAT = {
 }
 
 
-class Block(nn.Module):
-    """A pre-norm block: attention, then SwiGLU; with a condition, adaLN-zero (DiT, arXiv 2212.09748).
+def block(x, attends, modulation, attention, mlp):
+    """One block: attention, then MLP, each on normalised tokens and added to them.
 
-    `segments` are the lengths of the parts of the sequence that are modulated apart (FlexTok: patches, registers).
-    Call: (x [B N D], mask bool [N N] or None, condition [B D] or None) -> (x, None), the form that nn.scan wants.
+    Args:
+      x: [B N D].
+      attends: see nn.attention.Attend; tokens that are no query are not computed further.
+      modulation: None, or the six vectors of adaLN-zero for each token, [B N 6 D] or broadcastable, in the order gate_attn,
+        gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp (DiT, arXiv 2212.09748, in FlexTok's order).
+      attention, mlp: (x, attends) -> [B M D] and x -> x.
+
+    Returns [B M D], the M queries.
     """
-
-    head_dim: int = 64
-    segments: tuple[int, ...] = ()
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, mask=None, condition=None):
-        attention = Attention(self.head_dim, dtype=self.dtype, name="attn")
-        mlp = SwiGLU(dtype=self.dtype, name="mlp")
-        if condition is None:
-            x = x + attention(layer_norm(x), mask)
-            x = x + mlp(layer_norm(x))
-        else:
-            shape = (len(self.segments), 6, x.shape[-1])
-            m = Linear(shape, init="zeros", dtype=self.dtype, name="adaln")(jax.nn.silu(condition))
-            gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = (
-                spread(m[:, :, i], self.segments) for i in range(6)
-            )  # each [B N D]
-            x = x + gate_a * attention(modulate(layer_norm(x), shift_a, scale_a), mask)
-            x = x + gate_m * mlp(modulate(layer_norm(x), shift_m, scale_m))
-        self.sow("intermediates", "out", x)
-        return x, None
+    queries = [a.queries for a in attends]
+    if modulation is None:
+        x = take(x, queries) + attention(layer_norm(x), attends)
+        return x + mlp(layer_norm(x))
+    gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = modulation
+    x = take(x, queries) + take(gate_a, queries) * attention(modulate(layer_norm(x), shift_a, scale_a), attends)
+    return x + take(gate_m, queries) * mlp(modulate(layer_norm(x), take(shift_m, queries), take(scale_m, queries)))
 
 
 def modulate(x, shift, scale):
@@ -54,27 +46,98 @@ def modulate(x, shift, scale):
 
 
 def spread(vectors, segments):
-    """One vector a segment to one a token: [B S D], lengths of the S segments -> [B N D]."""
+    """The vector of each token: [B S D], and of each stretch of the sequence (set, length) -> [B N D]."""
     batch, _, width = vectors.shape
-    parts = [jnp.broadcast_to(vectors[:, i, None], (batch, n, width)) for i, n in enumerate(segments)]
-    return jnp.concatenate(parts, 1)
+    return jnp.concatenate([jnp.broadcast_to(vectors[:, s, None], (batch, n, width)) for s, n in segments], 1)
 
 
-def stack(depth, *, remat="none", unroll=1, name, **fields):
-    """`depth` Blocks whose parameters carry a leading layer axis: one compiled body, however deep.
+class Transformer(nn.Module):
+    """`depth` blocks whose parameters carry a leading layer axis: one compiled body, however deep.
 
-    remat: "none", "full" or "dots" (what the backward pass computes again). unroll: how many layers stand in one turn
-    of the loop; more compiles slower and can run faster. The parameters are the same for every value of both.
+    Attributes:
+      depth, head_dim: heads are width / head_dim.
+      sets: how many sets of tokens adaLN-zero modulates apart (FlexTok: patches, registers); 0: no modulation.
+      dtype: of the computation.
+      remat: what the backward pass computes again: "none", "full" or "dots".
+      unroll: how many layers stand in one turn of the loop; more compiles slower and can run faster.
     """
-    if remat not in ("none", *REMAT):
-        raise ValueError(f'remat is one of "none", {", ".join(map(repr, REMAT))}; got "{remat}".')
-    block = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat], prevent_cse=False)
-    scanned = nn.scan(
-        block,
-        variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=depth,
-        unroll=unroll,
-    )
-    return scanned(name=name, **fields)
+
+    depth: int
+    head_dim: int = 64
+    sets: int = 0
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(self, x, attends, last=None, *, segments=(), condition=None, modulations=None, tap=None):
+        """x [B N D] -> [B M D].
+
+        Args:
+          attends: who attends to whom in every block; all tokens are queries, in order.
+          last: the same for the last block, whose M queries are what comes out. None: as in the others.
+          segments: ((set, length), ...), which set of vectors modulates which stretch of the sequence.
+          condition: [B D], from which every block computes its modulation.
+          modulations: instead of `condition`, what `self.modulations` made of it.
+          tap: the index of a block whose output is wanted too.
+
+        Returns x, or (x, the tapped output [B N D]).
+        """
+        if self.remat not in ("none", *REMAT):
+            raise ValueError(f'remat is one of "none", {", ".join(map(repr, REMAT))}; got "{self.remat}".')
+        width = x.shape[-1]
+        attention, mlp = Attention(self.head_dim, dtype=self.dtype, parent=None), SwiGLU(self.dtype, parent=None)
+        params = {"attn": self._layers("attn", attention, x, attends), "mlp": self._layers("mlp", mlp, x)}
+        if self.sets:
+            adaln = self._adaln(width)
+            params["adaln"] = self._layers("adaln", adaln, jnp.zeros((1, width)))
+
+        def body(x, layer, attends):
+            params, modulation = layer
+            if condition is not None:
+                modulation = adaln.apply({"params": params["adaln"]}, jax.nn.silu(condition))
+            if modulation is not None:  # [B S 6 D]
+                modulation = [spread(modulation[:, :, i], segments) for i in range(6)]
+            return block(
+                x,
+                attends,
+                modulation,
+                partial(attention.apply, {"params": params["attn"]}),
+                partial(mlp.apply, {"params": params["mlp"]}),
+            )
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False, static_argnums=2)
+        layers, outputs = (params, modulations), []
+        seen = self.is_mutable_collection("intermediates")
+
+        def run(x, start, stop):
+            step = lambda x, layer: (x := body(x, layer, attends), x if seen else None)
+            some = jax.tree.map(lambda p: p[start:stop], layers)
+            x, out = jax.lax.scan(step, x, some, unroll=max(1, min(self.unroll, stop - start)))
+            outputs.append(out)
+            return x
+
+        tapped, start, stop = None, 0, self.depth - (last is not None)
+        if tap is not None:
+            x = tapped = run(x, 0, tap + 1)
+            start = tap + 1
+        x = run(x, start, stop)
+        if last is not None:
+            x = body(x, jax.tree.map(lambda p: p[-1], layers), last)
+        elif seen:
+            self.sow("intermediates", "out", jnp.concatenate(outputs))  # [L B N D]
+        return x if tap is None else (x, tapped)
+
+    def modulations(self, condition):
+        """What `condition` [T D] means to every block, computed once for many uses: [L T S 6 D]."""
+        adaln, params = self._adaln(condition.shape[-1]), self.variables["params"]["adaln"]
+        return jax.lax.map(lambda params: adaln.apply({"params": params}, jax.nn.silu(condition)), params)
+
+    def _adaln(self, width):
+        return Linear((self.sets, 6, width), init="zeros", dtype=self.dtype, parent=None)
+
+    def _layers(self, name, module, *args):
+        """The parameters of `depth` copies of a module, [L ...], each initialised apart."""
+        init = lambda key: nn.Module.init(module, key, *args)["params"]  # Linear has a field `init`
+        return self.param(name, lambda key: jax.vmap(init)(jax.random.split(key, self.depth)))

@@ -51,24 +51,26 @@ def first(x):
     return np.moveaxis(np.asarray(x), -1, -3)
 
 
-def tokenizer(model, hw, keep=None) -> Tokenizer:
-    """The model of a folder's config on latents of size hw; `keep`: tokens kept of each sample in the training pass."""
+def tokenizer(model, hw, keep=None, plain=False) -> Tokenizer:
+    """The model of a folder's config on latents of size hw.
+
+    keep: tokens kept of each sample in the training pass. plain: without shortcuts, computing what nothing reads too.
+    """
+    trunk = {"patch": model["patch"], "head_dim": model["head_dim"]} | ({"shortcuts": ()} if plain else {})
     encoder = Latent1D(
         width=model["enc_dim"],
         depth=model["enc_depth"],
         registers=model["n_reg"],
         channels=len(model["levels"]),
-        patch=model["patch"],
-        head_dim=model["head_dim"],
+        **trunk,
     )
     decoder = FlowDecoder(
         width=model["dec_dim"],
         depth=model["dec_depth"],
         registers=model["n_reg"],
         shape=(*hw, model["ch"]),
-        patch=model["patch"],
-        head_dim=model["head_dim"],
         max_timestep=model["max_timestep"],
+        **trunk,
     )
     nested = None if keep is None else KeepGiven(tuple(int(k) for k in keep))
     return Tokenizer(Identity(), encoder, FSQ(tuple(model["levels"])), decoder, nested)
@@ -82,21 +84,27 @@ def shapes(model, hw) -> dict:
 
 
 def forward(config, params, golden) -> dict:
-    """forward.npz: one encoding, and the velocity with all intermediates."""
+    """forward.npz: one encoding, and the velocity with all intermediates.
+
+    What is inside comes from the plain form, which computes all of it; what comes out, from the form that is used.
+    """
     model, ks = config["model"], config["run"]["keep"]
     latents, noise, t = last(golden["latents"]), last(golden["noise"]), golden["t"]
-    module = tokenizer(model, latents.shape[1:3])
+    module, plain = (tokenizer(model, latents.shape[1:3], plain=plain) for plain in (False, True))
     patches = (latents.shape[1] // model["patch"], latents.shape[2] // model["patch"])
     count = patches[0] * patches[1]
 
     @jax.jit
     def encode(x):
-        z, state = module.encoder.apply({"params": params["encoder"]}, x, **SEE_INSIDE)
+        _, state = plain.encoder.apply({"params": params["encoder"]}, x, **SEE_INSIDE)
+        z = module.encoder.apply({"params": params["encoder"]}, x)
         return z, module.quantizer.apply({}, z), state["intermediates"]
 
     @jax.jit
     def velocity(x_t, codes, null):
-        return module.decoder.apply({"params": params["decoder"]}, x_t, t, codes, null, method="velocity", **SEE_INSIDE)
+        arguments = {"params": params["decoder"]}, x_t, t, codes, null
+        _, state = plain.decoder.apply(*arguments, method="velocity", **SEE_INSIDE)
+        return module.decoder.apply(*arguments, method="velocity"), state
 
     z, codes, state = encode(latents)
     sequence = state["sequence"][0]
@@ -141,7 +149,9 @@ def sampling(config, params, golden) -> dict:
     module, ours = tokenizer(config["model"], noise.shape[1:3]), {}
     for tag in [name.removesuffix("_args") for name in golden if name.endswith("_args")]:
         k, steps, guidance, apg = golden[f"{tag}_args"]
-        codes = module.apply({}, golden["indices"][:, : int(k)], config["model"]["n_reg"], method="lookup")
+        codes = module.apply(
+            {}, golden["indices"][:, : int(k)], int(k), method="lookup"
+        )  # the tokens it lacks are masked
         options = int(steps), float(guidance), "apg" if apg else "cfg"
         arrays = _solve(module.decoder, params["decoder"], codes, noise, *options)
         # guided runs need not carry the velocities of every step
@@ -159,18 +169,17 @@ def _solve(decoder, params, codes, noise, steps, guidance, guide):
         null = jnp.ones(batch, bool)
         return v_cond, decoder.apply(variables, x, jnp.full(batch, t), codes, null, method="velocity")
 
-    def velocity(x, t, buffer):
+    def velocity(x, t, buffer, _):
         v_cond, v_uncond = both(x, t)
         return (v_cond, buffer) if guidance == 1 else GUIDANCE[guide](v_cond, v_uncond, guidance, buffer)
 
-    _, path = flow.euler(velocity, noise, steps, jnp.zeros_like(noise))
-    # This velocity leads to x = t in every step: the trajectory lists the times.
-    _, times = flow.euler(lambda x, t, carry: ((x - t) * steps, carry), jnp.zeros(()), steps)
-    v_cond, v_uncond = jax.lax.map(lambda point: both(*point), (path[:-1], times[1:]))
+    times = flow.times(steps)
+    _, path = flow.euler(velocity, noise, times, jnp.zeros_like(noise))
+    v_cond, v_uncond = jax.lax.map(lambda point: both(*point), (path[:-1], times))
     options = {"steps": steps, "guidance": guidance, "guide": guide, "noise": noise}
     path = path.at[-1].set(decoder.apply(variables, codes, **options, method="sample"))
     turn = partial(jnp.moveaxis, source=-1, destination=-3)
-    return {"traj": turn(path), "t": times[1:], "vcond": turn(v_cond), "vuncond": turn(v_uncond)}
+    return {"traj": turn(path), "t": times, "vcond": turn(v_cond), "vuncond": turn(v_uncond)}
 
 
 def train(config, params, golden, given, weights) -> tuple[dict, dict]:
