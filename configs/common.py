@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 # everything else (its optimizer state and EMA too) split along its largest axis over `fsdp`.
 SHARDING = (
     (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
-    (r"/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
+    (r"/blocks/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
     (r"/mlp/(gate|value)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
     (r"/mlp/out/kernel$", (None, "tensor", "fsdp")),  # [L H D]
     (r".*", "fsdp"),
@@ -24,6 +24,7 @@ def base():
             ema=0.999,
             log_every=50,
             eval_every=0,  # 0: at the end only
+            init_from=(),  # (dict(path="a workdir", rules=...), ...): parameters to start from, see docs/design.md
             tensorboard=False,  # needs the extra of that name
             checkpoint=dict(every=1000, keep_last=3, keep_every=0),
             mesh=dict(data=-1, fsdp=1, tensor=1),
@@ -36,9 +37,10 @@ def base():
     )
 
 
-def tokenizer_task(model, losses, token_counts, samplers):
+def tokenizer_task(model, losses, token_counts, samplers, frozen=()):
     """A TokenizerTask (jaxtok/tasks.py says what each is)."""
-    return dict(name="tasks.TokenizerTask", model=model, losses=losses, token_counts=token_counts, samplers=samplers)
+    fields = dict(model=model, losses=losses, token_counts=token_counts, samplers=samplers, frozen=frozen)
+    return dict(name="tasks.TokenizerTask", **fields)
 
 
 def choose(variant, variants):

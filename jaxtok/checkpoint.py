@@ -2,6 +2,7 @@
 
     workdir/config.json            the resolved config; `claim_workdir` refuses a workdir of another one
     workdir/checkpoints/<step>/    a folder per step, which appears when it is complete and not before
+    workdir/frozen/checkpoints/0/  what never changes (a pretrained codec, teachers), written once
 
 A state is any tree of arrays. On disk it is nested dicts by path ("params/encoder/...", "opt_state/0/mu/..."), so the
 classes of optax may change their modules without making a checkpoint unreadable; restoring takes the tree's structure
@@ -105,6 +106,11 @@ class Checkpoints:
         """The newest complete checkpoint, or None."""
         return max(self.steps(), default=None)
 
+    def shapes(self, step: int | None = None) -> dict:
+        """What a step (default: the latest) holds: nested dicts of ShapeDtypeStruct; no array is read."""
+        flat = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in self._stored(self._find(step)).items()}
+        return traverse_util.unflatten_dict(flat, sep="/")
+
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state of a step (default: the latest), bit for bit, on any mesh.
 
@@ -130,8 +136,7 @@ class Checkpoints:
         step = self._find(step)
         stored = self._stored(step)
         if abstract is None:
-            flat = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in stored.items()}
-            abstract = traverse_util.unflatten_dict(flat, sep="/").get(which)
+            abstract = self.shapes(step).get(which)
         if not any(name.startswith(f"{which}/") for name in stored):
             tops = sorted({name.split("/")[0] for name in stored})
             raise ValueError(f'Checkpoint {step} in {self.folder} holds no "{which}", only {", ".join(tops)}.')
@@ -186,7 +191,7 @@ class Checkpoints:
 
         return traverse_util.flatten_dict(ocp.metadata(self.folder / str(step)).metadata, sep="/")
 
-    def _load(self, step, abstract, part=None):
+    def _load(self, step, abstract, part=None, whole=True):
         import orbax.checkpoint.experimental.v1 as ocp
 
         stored = {k: x for k, x in self._stored(step).items() if part is None or k.startswith(f"{part}/")}
@@ -195,7 +200,7 @@ class Checkpoints:
         on_disk = {name: _abstract_on_disk(leaf) for name, leaf in wanted.items()}
         differ = [
             f"{name}: {_describe(stored.get(name))} there, {_describe(on_disk.get(name))} here"
-            for name in [*on_disk, *sorted(stored.keys() - on_disk.keys())]
+            for name in [*on_disk, *(sorted(stored.keys() - on_disk.keys()) if whole else ())]
             if _describe(stored.get(name)) != _describe(on_disk.get(name))
         ]
         if differ:
@@ -207,6 +212,63 @@ class Checkpoints:
             loaded = ocp.load(self.folder / str(step), traverse_util.unflatten_dict(on_disk, sep="/"))
         loaded = traverse_util.flatten_dict(loaded, sep="/")
         return structure.unflatten([_from_disk(loaded[name], leaf.dtype) for name, leaf in wanted.items()])
+
+
+def graft(tree: dict, path: str, rules: tuple = ((r".*", r"\g<0>"),)) -> tuple[dict, list[str]]:
+    """Puts the weights of another run, or of a converted checkpoint, into a tree of ours.
+
+    Args:
+      tree: nested dicts of arrays; what is taken over has their shapes, dtypes and layout.
+      path: the workdir of the other run: its newest EMA parameters, what it keeps frozen, and its mutable collections.
+      rules: (regex of the whole path there, path here or None): the first that matches a path says where it goes,
+        None leaves it out. Default: every path to itself.
+
+    Returns the new tree and the paths that were filled.
+
+    FileNotFoundError if there is no checkpoint. ValueError lists all paths there that no rule matches, that lead
+    nowhere or twice to one place, or whose shape differs, and the rules that match nothing.
+    """
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    run, frozen = Checkpoints(path), Checkpoints(_absolute(path) / "frozen")
+    step = run._find(None)
+    sources = [(run, step, "ema"), (run, step, "mutable")] + ([(frozen, 0, "frozen")] if frozen.steps() else [])
+    wanted, faults, used, filled = [], [], set(), {}
+    for checkpoints, step, which in sources:
+        wanted.append({})
+        for name, stored in checkpoints._stored(step).items():
+            if not name.startswith(f"{which}/"):
+                continue
+            name = name.removeprefix(f"{which}/")
+            found = next(((m, rule) for rule in rules if (m := re.fullmatch(rule[0], name))), None)
+            if found is None:
+                faults.append(f"{name}: no rule says where it goes")
+                continue
+            m, rule = found
+            used.add(rule[0])
+            if rule[1] is None:
+                continue
+            target = m.expand(rule[1])
+            if target not in flat:
+                faults.append(f"{name} -> {target}: there is no such parameter here")
+            elif target in filled:
+                faults.append(f"{name} -> {target}: already filled by {filled[target]}")
+            elif stored.shape != flat[target].shape:
+                faults.append(f"{name} -> {target}: {tuple(stored.shape)} there, {tuple(flat[target].shape)} here")
+            else:
+                filled[target] = name
+                wanted[-1][name] = target
+    faults += [f"rule {rule[0]!r} matches nothing there" for rule in rules if rule[0] not in used]
+    if faults:
+        listed = "\n  ".join(faults)
+        raise ValueError(f"init_from {path} does not fit this model; check its config and the rules:\n  {listed}")
+    for (checkpoints, step, which), targets in zip(sources, wanted, strict=True):
+        if targets:
+            struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            abstract = {f"{which}/{name}": struct(flat[target]) for name, target in targets.items()}
+            abstract = traverse_util.unflatten_dict(abstract, sep="/")
+            loaded = traverse_util.flatten_dict(checkpoints._load(step, abstract, part=which, whole=False), sep="/")
+            flat |= {target: loaded[f"{which}/{name}"] for name, target in targets.items()}
+    return traverse_util.unflatten_dict(flat, sep="/"), sorted(filled)
 
 
 def claim_workdir(workdir: str, config: ConfigDict, free: tuple[str, ...] = FREE) -> None:

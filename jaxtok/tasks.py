@@ -7,9 +7,11 @@ summarize(rows) -> (metrics, table): of all rows of a pass, on the host
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,26 +31,40 @@ class TokenizerTask:
     Attributes:
       model: the Tokenizer.
       losses: {name: {"fn": f(outputs, batch) -> scalar, "weight": 1.0, "start": 0}}: the run's loss is the weighted
-        sum, each term from its start step on.
+        sum, each term from its start step on. A term that is a Flax module trains with the model, its parameters under
+        "objective/<name>"; what it calls `tower` is a teacher and frozen.
       token_counts: the k at which held-out pictures are rebuilt from their first k tokens; the last is all of them.
       samplers: ({"title", and options of the decoder's `sample`}, ...): each rebuilds every picture; the first counts.
+      frozen: names of the model's parts that do not train ("codec"); their weights must come from `init_from`.
     """
 
     model: Tokenizer
     losses: Mapping[str, Mapping[str, Any]]
     token_counts: tuple[int, ...]
     samplers: tuple[Mapping[str, Any], ...]
+    frozen: tuple[str, ...] = ()
 
     def init(self, key, batch):
         """Trees for a batch of the training data's shapes."""
-        keys = dict(zip(("params", "train"), jax.random.split(key), strict=True))
-        variables = self.model.init(keys, batch["image"], train=True)
+        model_key, train_key, objective_key = jax.random.split(key, 3)
+        keys = {"params": model_key, "train": train_key}
+        outputs, variables = self.model.init_with_output(keys, batch["image"], train=True)
         params = variables.pop("params")
         variables.pop("intermediates", None)
-        return {"params": params, "mutable": dict(variables), "frozen": {}}
+        if unknown := [name for name in self.frozen if name not in params]:
+            raise ValueError(f"task.frozen: the model has no parameters in {unknown}, only in {sorted(params)}.")
+        frozen = {name: params.pop(name) for name in self.frozen}
+        for i, (name, term) in enumerate(self.losses.items()):
+            if isinstance(term["fn"], nn.Module):
+                objective = term["fn"].init(jax.random.fold_in(objective_key, i), outputs, batch)["params"]
+                if "tower" in objective:
+                    frozen.setdefault("objective", {})[name] = {"tower": objective.pop("tower")}
+                params.setdefault("objective", {})[name] = objective
+        return {"params": params, "mutable": dict(variables), "frozen": frozen}
 
     def loss(self, params, mutable, frozen, batch, key, step):
         """The one scalar, and what a log wants: every term, and how much of the vocabulary the batch used."""
+        params = merge(params, frozen)
         outputs, mutable = self.model.apply(
             {"params": params, **mutable},
             batch["image"],
@@ -58,7 +74,10 @@ class TokenizerTask:
         )
         total, logs = 0.0, {}
         for name, term in self.losses.items():
-            value = term["fn"](outputs, batch)
+            fn = term["fn"]
+            if isinstance(fn, nn.Module):
+                fn = functools.partial(fn.apply, {"params": params["objective"][name]})
+            value = fn(outputs, batch)
             logs[f"loss/{name}"] = value
             total += jnp.where(step >= term.get("start", 0), term.get("weight", 1.0), 0.0) * value
         codes = outputs["codes"]
@@ -70,7 +89,8 @@ class TokenizerTask:
 
     def evaluate(self, params, mutable, frozen, batch, key):
         """Reconstructions of a batch at every token count, by every sampler, and how near they are."""
-        apply = lambda *args, **kw: self.model.apply({"params": params, **mutable}, *args, **kw)
+        variables = {"params": merge(params, frozen), **mutable}
+        apply = functools.partial(self.model.apply, variables)
         images = batch["image"].astype(jnp.float32) / 255
         codes = apply(batch["image"], method="encode")
         n = codes.keep.shape[1]
@@ -137,3 +157,12 @@ class TokenizerTask:
                 line[f"SSIM, {title}"] = f"{metrics[f'ssim/{name}']:.3f}" if name else ""
             table.append(line)
         return table
+
+
+def merge(params, frozen):
+    """Two nested dicts without a common leaf as one."""
+    both = lambda name: name in params and name in frozen
+    return {
+        name: merge(params[name], frozen[name]) if both(name) else {**params, **frozen}[name]
+        for name in {**params, **frozen}
+    }
