@@ -83,8 +83,9 @@ class TokenizerTask:
         codes = outputs["codes"]
         logs |= {f"codes/{name}": value for name, value in codes.aux.items()}
         if codes.indices is not None:
-            perplexity, distinct = codebook.usage(codes.indices)
-            logs |= {"codes/perplexity": perplexity, "codes/used": distinct / self.model.quantizer.vocabulary}
+            vocabulary = np.atleast_1d(self.model.quantizer.vocabulary)  # [G], a token has so many indices
+            perplexity, distinct = jax.vmap(codebook.usage, 1)(codes.indices.reshape(-1, len(vocabulary)))
+            logs |= {"codes/perplexity": perplexity.mean(), "codes/used": (distinct / vocabulary).mean()}
         return total, (mutable, logs)
 
     def evaluate(self, params, mutable, frozen, batch, key):
@@ -133,12 +134,12 @@ class TokenizerTask:
         metrics = {name: float(np.mean(values, dtype=np.float64)) for name, values in rows.items() if name != "indices"}
         vocabulary = None
         if "indices" in rows:
-            indices = rows["indices"].reshape(len(rows["indices"]), -1)
-            vocabulary = self.model.quantizer.vocabulary
-            counts = np.unique(indices, return_counts=True)[1] / indices.size
-            metrics["codes/perplexity"] = float(np.exp(-(counts * np.log(counts)).sum()))
-            metrics["codes/used"] = len(counts) / vocabulary
-            metrics["codes/distinct first tokens"] = len(np.unique(indices[:, 0])) / len(indices)
+            vocabulary = np.atleast_1d(self.model.quantizer.vocabulary)  # [G], a token has so many indices
+            indices = rows["indices"].reshape(len(rows["indices"]), -1, len(vocabulary))
+            shares = [np.unique(one, return_counts=True)[1] / one.size for one in np.moveaxis(indices, 2, 0)]
+            metrics["codes/perplexity"] = float(np.mean([np.exp(-(share * np.log(share)).sum()) for share in shares]))
+            metrics["codes/used"] = float(np.mean([len(share) for share in shares] / vocabulary))
+            metrics["codes/distinct first tokens"] = len(np.unique(indices[:, 0], axis=0)) / len(indices)
         return metrics, self._table(metrics, vocabulary)
 
     def _table(self, metrics, vocabulary):
@@ -146,7 +147,7 @@ class TokenizerTask:
         titles = [sampler["title"] for sampler in self.samplers]
         rows = [(MEAN_COLOUR, 3, [MEAN_COLOUR] * len(titles))]
         for k in self.token_counts:
-            size = f"{k * np.log2(vocabulary) / 8:.1f}" if vocabulary else ""
+            size = f"{k * np.log2(vocabulary).sum() / 8:.1f}" if vocabulary is not None else ""
             rows.append((k, size, [f"{title}@{k}" for title in titles]))
         rows.append((SWAPPED, "", [SWAPPED] + [None] * (len(titles) - 1)))
         table = []

@@ -49,13 +49,13 @@ class Tokenizer(nn.Module):
         return self.codec.decode(self.decoder.sample(codes, rng, **options))
 
     def lookup(self, indices, length) -> Codes:
-        """The first k indices of each picture, int [B k] -> Codes of `length` tokens of which k are kept."""
-        batch, k = indices.shape
+        """The first k indices of each picture, int [B k] or [B k G] -> Codes of `length` tokens of which k are kept."""
+        batch, k, *groups = indices.shape
         if not 1 <= k <= length:
             raise ValueError(f"lookup takes 1 to {length} tokens a picture, got {k}.")
         z = self.quantizer.lookup(indices)
         return Codes(
             z=jnp.pad(z, ((0, 0), (0, length - k), (0, 0))),
-            indices=jnp.pad(indices, ((0, 0), (0, length - k))),
+            indices=jnp.pad(indices, ((0, 0), (0, length - k), *[(0, 0)] * len(groups))),
             keep=jnp.broadcast_to(jnp.arange(length) < k, (batch, length)),
         )

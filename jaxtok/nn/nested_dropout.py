@@ -17,6 +17,11 @@ def uniform(key, batch, n):
     return jax.random.randint(key, (batch,), 1, n + 1)
 
 
+def uniform_batch(key, batch, n):
+    """One k for the whole batch, uniform in 1 ... n (One-D-Piece, arXiv 2501.10064)."""
+    return jnp.broadcast_to(uniform(key, 1, n), batch)
+
+
 def pow2(key, batch, n):
     """k uniform over 1, 2, 4, ... n (FlexTok, arXiv 2502.13967)."""
     return jax.random.choice(key, jnp.array(powers_of_two(n)), (batch,))
@@ -28,14 +33,14 @@ def uniform_pow2(key, batch, n):
     return powers[jnp.searchsorted(powers, uniform(key, batch, n))]
 
 
-LAWS = {"uniform": uniform, "pow2": pow2, "uniform_pow2": uniform_pow2}
+LAWS = {"uniform": uniform, "uniform_batch": uniform_batch, "pow2": pow2, "uniform_pow2": uniform_pow2}
 
 
 class NestedDropout(nn.Module):
     """In training, keeps a random prefix of every sample's tokens: sets `Codes.keep`, never slices. Else, keeps all.
 
     Attributes:
-      law: of k: "pow2", "uniform" or "uniform_pow2".
+      law: of k: "pow2", "uniform", "uniform_batch" or "uniform_pow2".
       full: share of samples that keep all tokens whatever the law.
 
     Draws from the rng stream "train".
