@@ -91,3 +91,20 @@ def euler(velocity, x, times, carry=None, schedule=None):
     widths = times - jnp.append(times[1:], 0.0)
     (last, _), path = jax.lax.scan(step, (x, carry), (times, widths, schedule))
     return last, jnp.concatenate([x[None], path])
+
+
+def heun(velocity, x, times, schedule=None):
+    """Heun steps, of second order: as `euler` without a carry, velocity(x, t, scheduled) -> v. Returns the data.
+
+    Two velocities a step, but one in the last, which ends at t = 0.
+    """
+
+    def step(x, now):
+        (t, after), scheduled = now
+        first = velocity(x, t, scheduled).astype(jnp.float32)
+        second = velocity(x + (after - t) * first, after, scheduled).astype(jnp.float32)
+        return x + (after - t) * (first + second) / 2, None
+
+    head = jax.tree.map(lambda a: a[:-1], schedule)
+    x, _ = jax.lax.scan(step, x.astype(jnp.float32), ((times[:-1], times[1:]), head))
+    return x - times[-1] * velocity(x, times[-1], jax.tree.map(lambda a: a[-1], schedule)).astype(jnp.float32)

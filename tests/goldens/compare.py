@@ -20,15 +20,17 @@ class Row(NamedTuple):
         return f"{self.name:<84} {error:>9}  {self.tolerance:<16} {self.verdict} {self.note}".rstrip()
 
 
-def compare(name, ours, golden, ignore=None) -> Row:
-    """One row. `ignore`: bool like golden, entries that are not compared."""
+def compare(name, ours, golden, ignore=None, tolerance=None) -> Row:
+    """One row. `ignore`: bool like golden, entries that are not compared. `tolerance`: (rtol, atol), else by name."""
     ours, golden = np.asarray(ours), np.asarray(golden)
     if ours.shape != golden.shape:
         return Row(name, MISS, note=f"our shape is {ours.shape}, the golden one {golden.shape}")
     if ours.size == 0:
         return Row(name, MISS, note="empty")
-    allowed, tolerance = _tolerance(name, golden)
-    error = np.abs(ours.astype(np.float64) - golden.astype(np.float64))
+    allowed, tolerance = _tolerance(name, golden, tolerance)
+    with np.errstate(invalid="ignore"):  # equal infinities agree, and an infinity allows nothing else
+        error = np.where(ours == golden, 0, np.abs(ours.astype(np.float64) - golden.astype(np.float64)))
+    allowed = np.where(np.isinf(golden), 0, allowed)
     note = ""
     if ignore is not None and ignore.any():
         error = np.where(ignore, 0, error)
@@ -39,13 +41,14 @@ def compare(name, ours, golden, ignore=None) -> Row:
     return Row(name, verdict, float(np.max(error)), tolerance, note)
 
 
-def compare_all(prefix, ours: dict, golden: dict, inputs=(), defects=None) -> list[Row]:
+def compare_all(prefix, ours: dict, golden: dict, inputs=(), defects=None, tolerances=None) -> list[Row]:
     """Rows for every golden array and every array of ours: one without its partner is a miss.
 
     Args:
         prefix: of the printed names.
         inputs: names of golden arrays that are fed to the model.
         defects: {name: why it is not compared}.
+        tolerances: {name: (rtol, atol)} of floating point arrays.
     """
     reasons = {name: "input" for name in inputs} | (defects or {})
     rows = []
@@ -55,16 +58,19 @@ def compare_all(prefix, ours: dict, golden: dict, inputs=(), defects=None) -> li
         elif name not in ours:
             rows.append(Row(f"{prefix}/{name}", MISS, note="nothing of ours answers to this name"))
         else:
-            row = compare(name, ours[name], golden[name], _at_a_tie(name, golden))
+            row = compare(name, ours[name], golden[name], _at_a_tie(name, golden), (tolerances or {}).get(name))
             rows.append(row._replace(name=f"{prefix}/{name}"))
     rows += [Row(f"{prefix}/{name}", MISS, note="not in the file") for name in ours if name not in golden]
     return rows
 
 
-def _tolerance(name, golden):
+def _tolerance(name, golden, given=None):
     """What each entry may differ by, and how it is printed."""
     if golden.dtype.kind in "biu":
         return 0, "exact"
+    if given is not None:
+        rtol, atol = given
+        return atol + rtol * np.abs(golden.astype(np.float64)), f"{atol:.0e} + {rtol:.0e}|x|"
     if name.startswith("grad/"):
         largest = float(np.max(np.abs(golden)))
         return 1e-4 * largest, f"{1e-4 * largest:.2e}"

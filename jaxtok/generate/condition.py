@@ -1,0 +1,28 @@
+"""What all generators ask of a condition."""
+
+import jax.numpy as jnp
+
+
+def labels(condition, classes, batch, null=None):
+    """int [B]: the labels of a condition; the null class, `classes`, where null bool [B] and for all of no condition.
+
+    Raises ValueError where a model has classes and the condition no "label".
+    """
+    if condition is None or not classes:
+        return jnp.full(batch, classes)
+    if "label" not in condition:
+        raise ValueError(f'This model has {classes} classes; the condition lacks "label", it has {sorted(condition)}.')
+    return condition["label"] if null is None else jnp.where(null, classes, condition["label"])
+
+
+def batch_size(condition, batch):
+    """Of a condition, or `batch` without one."""
+    return batch if condition is None else len(next(iter(condition.values())))
+
+
+def is_guided(guidance, condition):
+    """Whether the unconditional pass is needed: not at scale 1. ValueError where there is nothing to guide towards."""
+    guided = callable(guidance) or guidance != 1.0
+    if guided and condition is None:
+        raise ValueError("Guidance needs a condition to guide towards: give one, or guidance 1.0.")
+    return guided
