@@ -32,7 +32,8 @@ def copy(tmp_path):
     """Makes a folder of goldens from the given files; {file: {array: f}} changes arrays by f."""
 
     def copy(files, changes=None):
-        shutil.copy(FOLDER / "config.json", tmp_path)
+        for config in FOLDER.glob("*.json"):
+            shutil.copy(config, tmp_path)
         for name in files:
             arrays = load(name)
             for key, change in (changes or {}).get(name, {}).items():
@@ -62,11 +63,11 @@ def test_flextok_reproduces_every_array(capsys):
     assert main([str(FOLDER)]) == 0
     output = capsys.readouterr().out
     names = [line.split()[0] for line in output.splitlines()]
-    for file in ("forward", "sampling", "train", "units"):
+    for file in ("forward", "sampling", "train", "units", "vae_tiny"):
         for key in load(file):
-            assert names.count(f"{file}/{key}") == 1
+            assert names.count(f"{file}/{key}") == (not key.startswith("w/"))
     assert "sincos_16_4x6_nonsquare" in output and "known defect of the reference" in output
-    assert output.splitlines()[-1] == "123 arrays checked, 0 missed, 26 not compared"
+    assert output.splitlines()[-1] == "130 arrays checked, 0 missed, 28 not compared"
 
 
 def test_a_wrong_entry_in_any_file_is_found(copy, capsys):
@@ -76,11 +77,12 @@ def test_a_wrong_entry_in_any_file_is_found(copy, capsys):
         "sampling": {"apg_mid_traj": one_entry(1e-4), "cfg_full_vuncond": one_entry(np.nan)},
         "train": {"loss": lambda loss: loss + np.float32(1e-4), f"grad/{WQ}": one_entry(1e-6)},
         "units": {"fsq1_table_codes": one_entry(1e-3), "mode_sigma_0.25": one_entry(-1e-4)},
+        "vae_tiny": {"logvar": one_entry(1e-4), "kl": one_entry(-1e-3)},
     }
     assert main([copy(["weights", *changes], changes)]) == 1
     output = capsys.readouterr().out
     assert sorted(missed(output)) == sorted(f"{file}/{key}" for file, keys in changes.items() for key in keys)
-    assert "8 missed" in output.splitlines()[-1]
+    assert "10 missed" in output.splitlines()[-1]
 
 
 def test_a_wrong_weight_is_found(copy, capsys):
@@ -90,7 +92,7 @@ def test_a_wrong_weight_is_found(copy, capsys):
     output = capsys.readouterr().out
     assert "other.npz: 2 arrays not compared" in output and output.endswith("missed, 5 not compared\n")
     assert "forward/enc_seq_after_block" in missed(output) and "forward/enc_seq_in" not in missed(output)
-    for absent in ("sampling", "train", "units"):
+    for absent in ("sampling", "train", "units", "vae_tiny"):
         assert f"{absent}.npz is not in this folder" in output
 
 
@@ -100,6 +102,16 @@ def test_weights_that_do_not_convert_are_a_miss(copy, capsys):
     output = capsys.readouterr().out
     assert f"{POSEMBS}: encoder/pos_embed is computed here and differs" in output and f"{WQ}: encoder/blocks" in output
     assert output.splitlines()[-1] == "1 arrays checked, 1 missed, 0 not compared"
+
+
+def test_the_codec_needs_its_weights_and_its_config(copy, capsys):
+    quant = "w/quant_conv.weight"
+    folder = Path(copy(["weights", "forward", "vae_tiny"], {"vae_tiny": {quant: lambda w: w[:4]}}))
+    assert main([str(folder)]) == 1
+    assert "quant_conv.weight: quant_conv/kernel needs (1, 1, 8, 8)" in capsys.readouterr().out
+    (folder / "vae_tiny_config.json").unlink()
+    assert main([str(folder)]) == 2
+    assert "vae_tiny.npz needs vae_tiny_config.json beside it" in capsys.readouterr().err
 
 
 def other_model():
