@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "generate": (*BELOW, "tokenizer"),
     "reduce": (*BELOW, "tokenizer"),
     "eval": (*BELOW, "tokenizer"),
-    "pretrained": BELOW,
+    "pretrained": (*BELOW, "convert"),  # whose command is also `python -m jaxtok.pretrained.convert`
     "sharding": (),
     "metrics": (),
     "checkpoint": ("sharding",),
     "optim": ("sharding",),
     **dict.fromkeys(("__init__", "build", "tasks", "train", "tokenize", "evaluate", "export"), None),
+    **dict.fromkeys(("bound", "hub", "convert"), None),
 }
 TENSORFLOW = ("tensorflow", "clu.metric_writers", "clu.periodic_actions")  # the last two import it
 

@@ -109,8 +109,13 @@ def match(state_dict, rules, like, constants=None, atol=1e-5) -> tuple[dict[str,
     return pieces, report
 
 
-def convert(state_dict, rules, like, constants=None) -> tuple[dict, Report]:
-    """Foreign state dict -> (tree of numpy arrays with the shapes and dtypes of `like`, report). Arguments as `match`.
+def convert(state_dict, rules, like, constants=None, put=None) -> tuple[dict, Report]:
+    """Foreign state dict -> (tree of numpy arrays with the shapes and dtypes of `like`, report).
+
+    Args:
+        state_dict, rules, like, constants: as of `match`.
+        put: (path, array) -> what stands in the tree for it. Called with one leaf after the other, so that a large
+            tree is never whole in the host's memory.
 
     Unknown foreign keys give one warning that names them.
 
@@ -123,9 +128,14 @@ def convert(state_dict, rules, like, constants=None) -> tuple[dict, Report]:
     if report.unused:
         message = f"{len(report.unused)} foreign keys are unknown and were not used: {', '.join(report.unused)}"
         warnings.warn(message, stacklevel=2)
-    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in flatten(like).items()}
-    for path, index, value in pieces.values():
-        flat[path][index] = value
+    of_leaf, flat = {}, {}
+    for piece in pieces.values():
+        of_leaf.setdefault(piece.path, []).append(piece)
+    for path, leaf in flatten(like).items():
+        array = np.empty(leaf.shape, leaf.dtype)
+        for _, index, value in of_leaf[path]:
+            array[index] = value
+        flat[path] = array if put is None else put(path, array)
     return unflatten(flat), report
 
 
@@ -169,3 +179,9 @@ def _holes(path, shape, filled):
     place = next(iter(filled))
     every = itertools.product(*((":",) if i == ":" else range(n) for i, n in zip(place, shape, strict=False)))
     return [path + _written(hole) for hole in every if hole not in filled]
+
+
+if __name__ == "__main__":
+    from jaxtok.convert import main  # the command stands on top of the house, this file near its ground
+
+    main()

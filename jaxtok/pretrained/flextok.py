@@ -1,13 +1,21 @@
 """FlexTok's published checkpoints (arXiv 2502.13967) -> `params` of our `Tokenizer`.
 
-The weights are under the Apple Machine Learning Research Model licence: research only, derivatives included.
 Sizes are nowhere in the table: they come from our own tree, so one table serves every size.
 """
 
 import re
 
+from jaxtok.nn.nested_dropout import powers_of_two
 from jaxtok.nn.position import sincos_2d
+from jaxtok.pretrained import vae
 from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.flextok_config import codec_of as codec_of
+from jaxtok.pretrained.flextok_config import config_from as config_from
+
+LICENCE = (
+    "The weights of FlexTok are under the Apple Machine Learning Research Model License Agreement: for research alone, "
+    "and so are models made from them."
+)
 
 _PART = r"(encoder|decoder)\.module_dict\."
 _BLOCK = _PART + r"(?:enc|dec)_transformer\.blocks\.(\d+)\."
@@ -15,7 +23,7 @@ _DEC = r"decoder\.module_dict\."
 _TABLE = _PART + r"(?:enc|dec_patches)_posemb_module\.posembs"
 
 # Linear kernels are [out in] there, [in out] here; h heads, d head_dim, r registers.
-RULES = (
+_TRUNKS = (
     # both trunks
     (_PART + r"(?:enc|dec_noise)_patch_emb\.patch_proj\.weight", r"\1/patch_embed/kernel", "o i -> i o"),
     (_PART + r"(?:enc|dec_noise)_patch_emb\.patch_proj\.bias", r"\1/patch_embed/bias", "o -> o"),
@@ -51,8 +59,10 @@ RULES = (
     # not parameters of the tokenizer
     (_TABLE, r"\1/pos_embed", "1 d h w -> h w d"),  # fixed sine-cosine tables: computed here, compared with theirs
     (_DEC + r"dec_repa.*", None, "projector to a teacher, used only in training"),
-    (r"vae\..*", None, "codec"),
+    (r"vae\.logvar", None, "of the codec's own loss"),
 )
+RULES = (*_TRUNKS, *vae.rules("vae.vae.", "codec/"))
+WITHOUT_CODEC = (*_TRUNKS, (r"vae\..*", None, "codec"))
 
 
 def tables(state_dict) -> dict:
@@ -61,9 +71,31 @@ def tables(state_dict) -> dict:
     return {f"{m[1]}/pos_embed": sincos_2d(*shape[2:], shape[1]) for m, shape in found if m and len(shape) == 4}
 
 
-def from_state_dict(state_dict, like) -> tuple[dict, Report]:
-    """A state dict {key: array} -> (params, report). `like`: our params or their `jax.eval_shape`.
+def task(model) -> dict:
+    """A task for a model's spec, for evaluation and fine-tuning: the published sampler, the codec frozen."""
+    return dict(
+        name="tasks.TokenizerTask",
+        model=model,
+        losses=dict(flow=dict(fn=dict(name="losses.flow.flow_matching"))),
+        token_counts=tuple(powers_of_two(model["encoder"]["registers"])),
+        samplers=(dict(title="20 steps, guided", steps=20, guidance=7.5),),
+        frozen=("codec",),
+    )
 
-    Keys of the codec (`vae.`) are set aside and listed in the report. Raises ValueError as `convert` does.
+
+def from_state_dict(state_dict, like, grid=None, put=None) -> tuple[dict, Report]:
+    """A state dict {key: array} -> (params, report).
+
+    Args:
+      state_dict: its values may be views of a file: they are read one by one.
+      like: our params, or their `jax.eval_shape`. Without "codec" in it, keys of the codec (`vae.`) are set aside.
+      grid: (rows, columns) that the model has patches for; the position tables must be of that size. None: any.
+      put: see `convert`.
+
+    Raises ValueError as `convert` does.
     """
-    return convert(state_dict, RULES, like, tables(state_dict))
+    rules = RULES if "codec" in like else WITHOUT_CODEC
+    constants = tables(state_dict)
+    if grid is not None:
+        constants = {path: sincos_2d(*grid, table.shape[-1]) for path, table in constants.items()}
+    return convert(state_dict, rules, like, constants, put)

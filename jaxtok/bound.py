@@ -1,0 +1,128 @@
+"""A tokenizer together with its weights: pictures to codes and codes to pictures, in two calls."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtok import sharding
+from jaxtok.build import check_keys, parameters
+from jaxtok.nn.nested_dropout import powers_of_two
+from jaxtok.tokenizer import Tokenizer
+
+
+class BoundTokenizer:
+    """What `jaxtok.load` returns. Its functions are compiled once for each shape (and each `tokens` or options).
+
+    Attributes:
+      model: the Tokenizer.
+      variables: its parameters and other collections, as `model.apply` takes them.
+      tokens: N, how many a picture has; None where that is not known beforehand.
+      vocabulary: indices are 0 ... vocabulary - 1.
+      picture: (H, W, 3) of the pictures that it was made for, or None.
+    """
+
+    def __init__(self, model: Tokenizer, variables: dict[str, Any], mesh: jax.sharding.Mesh | None = None):
+        """`mesh`: batches that it divides are split over it; the variables lie on it already."""
+        self.model, self.variables, self._mesh = model, variables, mesh
+        self.vocabulary = model.quantizer.vocabulary
+        self.picture, self.tokens = picture_shape(model), None
+        if self.picture is not None:
+            encode = functools.partial(model.apply, method="encode")
+            codes = jax.eval_shape(encode, variables, jax.ShapeDtypeStruct((1, *self.picture), jnp.uint8))
+            self.tokens = codes.indices.shape[1]
+        self._encoder = jax.jit(functools.partial(encode_indices, model), static_argnames="tokens")
+        self._decoder = jax.jit(functools.partial(decode_indices, model), static_argnames="options")
+
+    def encode(self, images, tokens: int | None = None) -> jax.Array:
+        """Pictures -> int32 [B N], or [B k] for the first k = `tokens` of them, which costs less.
+
+        Args:
+          images: [B H W 3], numpy or jax: uint8, or floats in the codec's range ([-1, 1] unless it says otherwise).
+
+        The same picture has the same codes always: a VAE's latents are the mean of its posterior. ValueError for other
+        shapes, types and ranges.
+        """
+        images = self._checked_images(images)
+        if tokens is not None and not 1 <= tokens <= (self.tokens or tokens):
+            raise ValueError(f"tokens={tokens}: a picture has 1 to {self.tokens} tokens.")
+        return self._encoder(self.variables, self._put(images), tokens=None if tokens == self.tokens else tokens)
+
+    def decode(self, codes, *, seed: int = 0, **options) -> jax.Array:
+        """Codes -> pictures, uint8 [B H W 3].
+
+        Args:
+          codes: integers [B k]: the first k tokens of each picture, k from 1 to N.
+          seed: of the noise that a generative decoder starts from; the same seed gives the same pictures.
+          options: of the decoder's `sample`: a flow's `steps`, `guidance` and `guide`, for instance.
+
+        Programs are compiled for k a power of two or N; other k use the next one, with the same result. ValueError for
+        other shapes and for indices that are no codes of this tokenizer, TypeError for options that are not there.
+        """
+        codes = np.asarray(codes)
+        if codes.dtype.kind not in "iu" or codes.ndim != 2 or not codes.size:
+            raise ValueError(f"Codes are integers [B k], not {codes.dtype} {list(codes.shape)}.")
+        if codes.min() < 0 or codes.max() >= self.vocabulary:
+            raise ValueError(
+                f"Codes must lie in 0 ... {self.vocabulary - 1}, got {codes.min()} ... {codes.max()}: "
+                "were they made by another tokenizer?"
+            )
+        k = codes.shape[1]
+        if k > (self.tokens or k):
+            raise ValueError(f"A picture has 1 to {self.tokens} tokens here, got {k}.")
+        known = [name for name in parameters(self.model.decoder.sample) if name not in ("codes", "rng", "noise")]
+        check_keys(options, known, f"{type(self.model.decoder).__name__}.sample")
+        bucket = next(n for n in powers_of_two(self.tokens) if n >= k) if self.tokens else k
+        codes = np.pad(codes.astype(np.int32), ((0, 0), (0, bucket - k)))
+        options = tuple(sorted(options.items()))
+        return self._decoder(self.variables, self._put(codes), k, jax.random.key(seed), options=options)
+
+    def _checked_images(self, images):
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        shape = ("B", *(self.picture or ("H", "W", 3)))
+        wanted = f"images are [{' '.join(map(str, shape))}]"
+        if images.ndim != 4 or images.shape[3] != 3 or not images.size:
+            raise ValueError(f"{wanted}, channels last, and these are {list(images.shape)}.")
+        any_size = self.picture is None or getattr(self.model.encoder, "grid", None) is not None
+        if not any_size and images.shape[1:] != self.picture:
+            raise ValueError(f"{wanted} for this tokenizer: resize them, {list(images.shape)}, first.")
+        if images.dtype == np.uint8:
+            return images
+        low, high = getattr(self.model.codec, "low", -1.0), getattr(self.model.codec, "high", 1.0)
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"Images are uint8, or floats in [{low:g}, {high:g}], and these are {images.dtype}.")
+        least, most = float(images.min()), float(images.max())
+        if not (low <= least and most <= high):  # NaN is in no range
+            raise ValueError(f"Images of floats lie in [{low:g}, {high:g}], and these in [{least:g}, {most:g}].")
+        return images.astype(np.float32)
+
+    def _put(self, batch):
+        if self._mesh is None or len(batch) % (self._mesh.shape["data"] * self._mesh.shape["fsdp"]):
+            return batch
+        return sharding.put_batch({"batch": batch}, self._mesh)["batch"]
+
+
+def encode_indices(model, variables, images, tokens=None):
+    """Images [B H W 3] -> int32 [B N], or the first `tokens` of them."""
+    options = {} if tokens is None else {"tokens": tokens}
+    return model.apply(variables, images, **options, method="encode").indices
+
+
+def decode_indices(model, variables, indices, k, key, options=()):
+    """int32 [B n], of which the first k count -> uint8 [B H W 3]. options: pairs, of the decoder's `sample`."""
+    n = indices.shape[1]
+    codes = model.apply(variables, indices, n, method="lookup")
+    codes = codes.replace(keep=codes.keep & (jnp.arange(n) < k))
+    pixels = model.apply(variables, codes, key, **dict(options), method="decode")
+    return jnp.round(pixels * 255).astype(jnp.uint8)
+
+
+def picture_shape(model):
+    """(H, W, 3) of what the decoder gives, where it is made for one size; else None."""
+    if getattr(model.decoder, "shape", None) is None:
+        return None
+    decode = lambda model: model.codec.decode(jnp.zeros((1, *model.decoder.shape)))
+    pixels, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), method=decode))
+    return pixels.shape[1:]

@@ -1,0 +1,51 @@
+"""A tower for who has no pretrained one: what a tokenizer that was trained here sees in a picture."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtok.nn.attention import everything
+from jaxtok.nn.linear import Linear
+from jaxtok.nn.norm import layer_norm
+from jaxtok.nn.patch import patchify
+from jaxtok.nn.position import sincos_2d
+from jaxtok.nn.transformer import Transformer
+from jaxtok.pretrained.vit import resize
+
+# Of an init_from, for a loss of the name "repa_standin": from a run's encoder to this tower.
+RULES = ((r"encoder/((?:patch_embed|blocks)/.*)", r"objective/repa_standin/tower/\1"), (r".*", None))
+
+
+class PatchTokens(nn.Module):
+    """The patch tokens of a `Latent1D` encoder: uint8 pictures [B H W 3] -> features [B h w D], float32.
+
+    Those that the encoder's last block reads, layer-normalised: what that block makes of patches, nothing ever read.
+    Patches do not see registers, so these are the tokens of that very encoder, of a run without a codec. Their mean
+    over the picture is taken off, for most of a token is the same in all: without, one constant vector has a cosine of
+    0.84 with the tokens of the default run, and 0.09 so. They come from reconstructing pictures and know little of what
+    is in them: a stand-in for a pretrained tower, no replacement.
+
+    Attributes: those of the encoder, and
+      size: side of its pictures, to which others are resized.
+    """
+
+    width: int
+    depth: int
+    patch: int
+    size: int
+    head_dim: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        if self.depth < 2:
+            raise ValueError(f"PatchTokens needs an encoder of at least two blocks, not {self.depth}.")
+        x = patchify(resize(images, self.size) / 127.5 - 1, self.patch)
+        side = self.size // self.patch
+        x = Linear(self.width, dtype=self.dtype, name="patch_embed")(x)
+        x = (x + sincos_2d(side, side, self.width).reshape(1, -1, self.width)).astype(self.dtype)  # [B P D]
+        blocks = Transformer(self.depth, self.head_dim, dtype=self.dtype, name="blocks")
+        _, x = blocks(x, everything(x.shape[1]), tap=self.depth - 2)
+        x = layer_norm(x).astype(jnp.float32)
+        return (x - x.mean(1, keepdims=True)).reshape(len(x), side, side, -1)
