@@ -3,16 +3,24 @@
     python -m jaxtok.train --config=configs/flextok.py --workdir=runs/flextok
 
 Variants: none = a small one on the emoji of a pip package, ten minutes on two CPU cores; tiny = seconds, for tests;
-d12_d12, d18_d18, d18_d28 = the published widths and depths on your own pictures:
+d12_d12, d18_d18, d18_d28 = the published models on your own pictures, on the latents of a frozen VAE, which is a run of
+configs/kl_vae.py:c16 or a converted one, aligned to DINOv2-L (REPA; dinov2_vitl14_pretrain.pth, Apache-2.0):
 
+    python -m jaxtok.train --config=configs/kl_vae.py:c16 --workdir=runs/vae_c16 \\
+        --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
+    python -m jaxtok.pretrained.convert dinov2_vitl14_pretrain.pth --kind=vit --out=runs/dinov2_l
     python -m jaxtok.train --config=configs/flextok.py:d18_d28 --workdir=runs/d18_d28 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES --config.mesh.fsdp=8
+
+d12_d12_standin ... align to what the default run (runs/flextok) sees instead, d12_d12_off ... to nothing.
 
 What differs from the paper. The small ones predict x0 (a head of that width cannot span a patch's velocity, which holds
 the noise), draw most times near to noise, keep all tokens in half of the samples, and normalise the latents over the
 batch, without which they drift into a corner of the quantizer (docs/flextok.md has the figures). The published sizes
-have the paper's transformers, quantizer, nested dropout and velocity, but see 64 px pictures as 256 patches of pixels
-instead of a VAE's latents; their optimizer values are ours.
+have the published architecture (jaxtok.load reads its weights into the same modules), quantizer, nested dropout and
+velocity. Published: 20 steps guided at 7.5 in evaluation. Reported by others who ran the models: times by mode
+sampling at scale 0.25, numbers of tokens by powers of two. Ours: optimizer, learning rate and warm-up, batch, EMA,
+number of steps, and how often the condition is dropped.
 """
 
 from configs import common
@@ -20,6 +28,28 @@ from configs import common
 LEVELS = (8, 8, 8, 5, 5, 5)  # 64,000 codes
 FLIP = dict(name="data.transforms.flip")
 SHIFT = dict(name="data.transforms.shift", pixels=1)
+# A run of configs/kl_vae.py as the codec; its quantizer has no parameters.
+VAE_AS_CODEC = (
+    (r"(?:encoder|decoder)/((?:post_)?quant_conv/.*)", r"codec/\1"),
+    (r"((?:encoder|decoder)/.*)", r"codec/\1"),
+)
+
+# Whom the decoder's second block is aligned to: (name of the loss, tower, init_from).
+TEACHERS = {
+    "require": (
+        "repa",
+        dict(name="pretrained.vit.ViT", width=1024, depth=24, dtype="bfloat16"),
+        dict(path="runs/dinov2_l", rules=((r".*", r"objective/repa/tower/\g<0>"),)),
+    ),
+    "standin": (
+        "repa_standin",
+        dict(name="pretrained.standin.PatchTokens", width=128, depth=2, patch=8, size=32),
+        dict(
+            path="runs/flextok",
+            rules=((r"encoder/((?:patch_embed|blocks)/.*)", r"objective/repa_standin/tower/\1"), (r".*", None)),
+        ),
+    ),
+}
 
 
 def get_config(variant=""):
@@ -71,26 +101,23 @@ def tiny():
     return config
 
 
-def d12_d12():
-    return published(encoder=(768, 12), decoder=(768, 12))
-
-
-def d18_d18():
-    return published(encoder=(1152, 18), decoder=(1152, 18))
-
-
-def d18_d28():
-    return published(encoder=(1152, 18), decoder=(1792, 28))
-
-
-def published(encoder, decoder):
+def published(encoder, decoder, teacher):
     folder = dict(name="data.sources.Folder", path="images")
-    crop = dict(name="data.transforms.resize_crop", size=64)
+    crop = dict(name="data.transforms.resize_crop", size=256)
+    losses = dict(flow=dict(fn=dict(name="losses.flow.flow_matching")))
+    init_from = [dict(path="runs/vae_c16", rules=VAE_AS_CODEC)]
+    if teacher == "off":
+        losses["repa"] = dict(fn=dict(name="losses.alignment.off"), weight=0.0)
+    else:
+        name, tower, source = TEACHERS[teacher]
+        losses[name] = dict(fn=dict(name="losses.alignment.Alignment", tower=tower, dtype="bfloat16"), weight=1.0)
+        init_from.append(source)
     config = common.base()
     config.update(
         total_steps=250_000,
         batch_size=256,
         ema=0.9999,
+        init_from=tuple(init_from),
         eval_every=10_000,
         checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
@@ -102,19 +129,29 @@ def published(encoder, decoder):
         ),
         task=common.tokenizer_task(
             flextok(
-                (64, 64, 3), patch=4, registers=256, encoder=encoder, decoder=decoder, dtype="bfloat16", remat="full"
+                (32, 32, 16),
+                patch=2,
+                registers=256,
+                encoder=encoder,
+                decoder=decoder,
+                codec="codecs.vae.VAE",
+                grid=(16, 16),
+                dtype="bfloat16",
+                remat="full",
             ),
-            losses=dict(flow=dict(fn=dict(name="losses.flow.flow_matching"))),
+            losses=losses,
             token_counts=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             samplers=(dict(title="20 steps, guided", steps=20, guidance=7.5),),
+            frozen=("codec",),
         ),
     )
+    config.task.model.decoder.tap = 1
     return config
 
 
-def flextok(shape, patch, registers, encoder, decoder, small=False, **trunk):
-    """The model. encoder, decoder: (width, depth). small: what a small run needs, as the docstring on top says; else
-    the paper's. trunk: options of both transformers."""
+def flextok(shape, patch, registers, encoder, decoder, codec="codecs.identity.Identity", small=False, **trunk):
+    """The model. encoder, decoder: (width, depth). codec: its name. small: what a small run needs, as the docstring on
+    top says; else the paper's. trunk: options of both transformers."""
     if small:
         flow = dict(prediction="x0", time=dict(name="nn.flow.shifted_time", shift=16.0))
     else:
@@ -122,7 +159,7 @@ def flextok(shape, patch, registers, encoder, decoder, small=False, **trunk):
     trunk |= dict(patch=patch, registers=registers)
     return dict(
         name="tokenizer.Tokenizer",
-        codec=dict(name="codecs.identity.Identity"),
+        codec=dict(name=codec),
         encoder=dict(
             name="encoders.latent1d.Latent1D",
             width=encoder[0],
@@ -145,4 +182,13 @@ def flextok(shape, patch, registers, encoder, decoder, small=False, **trunk):
     )
 
 
-VARIANTS = {"": small, "tiny": tiny, "d12_d12": d12_d12, "d18_d18": d18_d18, "d18_d28": d18_d28}
+SIZES = {  # (width, depth) of encoder and decoder
+    "d12_d12": ((768, 12), (768, 12)),
+    "d18_d18": ((1152, 18), (1152, 18)),
+    "d18_d28": ((1152, 18), (1792, 28)),
+}
+VARIANTS = {"": small, "tiny": tiny} | {
+    name + suffix: lambda sizes=sizes, teacher=teacher: published(*sizes, teacher)
+    for name, sizes in SIZES.items()
+    for suffix, teacher in (("", "require"), ("_standin", "standin"), ("_off", "off"))
+}

@@ -108,6 +108,9 @@ def train(config, workdir):
         + (f"Resuming at step {start}. " if start else "")
         + "Compiling ..."
     )
+    for name, term in getattr(task, "losses", {}).items():
+        if not term.get("weight", 1.0):
+            log.print(f"loss/{name} is off: its weight is 0.")
     step_fn = jax.jit(
         functools.partial(train_step, task, tx, rate, config.ema, config.accumulate),
         donate_argnums=0,
