@@ -42,8 +42,9 @@ class FlowDecoder(nn.Module):
       tap: the block after which `Decoded.features` shows the patches to a teacher (REPA), or None.
       max_timestep: of the time embedding.
       dtype: of the computation. remat, unroll: see nn.transformer.Transformer.
-      shortcuts: which of the exact savings to make (docs/performance.md): "collapse" (equal tokens as one that counts for all), "last" (the
-        last block computes what is read), "once" (a step's constants outside the solver's loop, both guidance passes in one sequence).
+      shortcuts: which of the exact savings to make (docs/performance.md): "collapse" (one token counts for all that
+        are equal), "last" (the last block computes what is read), "once" (what depends on the time alone is computed
+        for all steps at once, and both guidance passes are one sequence).
     """
 
     width: int

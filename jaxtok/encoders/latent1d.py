@@ -29,8 +29,8 @@ class Latent1D(nn.Module):
         statistics otherwise): without it a small model's latents drift into a corner of FSQ's range.
       grid: patches of the pictures that the positions were made for; see nn.position.sincos_2d.
       dtype: of the computation. remat, unroll: see nn.transformer.Transformer.
-      shortcuts: which of the exact savings to make (docs/performance.md): "split" (the empty block of the mask is not computed), "last" (the
-        last block computes registers only).
+      shortcuts: which of the exact savings to make (docs/performance.md): "split" (the empty block of the mask is not
+        computed), "last" (the last block computes registers only).
     """
 
     width: int

@@ -25,8 +25,8 @@ def block(x, attends, modulation, attention, mlp):
     Args:
       x: [B N D].
       attends: see nn.attention.Attend; tokens that are no query are not computed further.
-      modulation: None, or the six vectors of adaLN-zero for each token, [B N 6 D] or broadcastable, in the order gate_attn,
-        gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp (DiT, arXiv 2212.09748, in FlexTok's order).
+      modulation: None, or the six vectors of adaLN-zero (DiT, arXiv 2212.09748) for each token, each [B N D] or
+        [1 N D]: gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp (FlexTok's order).
       attention, mlp: (x, attends) -> [B M D] and x -> x.
 
     Returns [B M D], the M queries.
