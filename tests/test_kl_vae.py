@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
 
 
 def test_it_learns(trained):
-    """Of seeds 0, 1 and 2 the least was 1.8 dB above the mean colour and 3.3 above another picture's codes."""
+    """Of seeds 0, 1 and 2 the least was 2.1 dB above the mean colour and 3.4 above another picture's codes."""
     _, metrics, _ = trained
     assert metrics["psnr/mean@64"] > metrics["psnr/mean colour"] + 1
     assert metrics["psnr/mean@64"] > metrics["psnr/another picture's codes"] + 2

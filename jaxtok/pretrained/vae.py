@@ -29,7 +29,7 @@ _LAYERS = (
     (_MID + r"(norm[12])", r"\1/mid/block_\2/\3", _NORM),
     (_MID + r"(conv[12])", r"\1/mid/block_\2/\3", _CONV),
     (_ATTN + r"group_norm", r"\1/mid/attn/norm", _NORM),
-    # the second names are those of files from before 2023
+    # the second names are those of old files
     (_ATTN + r"(?:to_q|query)", r"\1/mid/attn/q", _LINEAR),
     (_ATTN + r"(?:to_k|key)", r"\1/mid/attn/k", _LINEAR),
     (_ATTN + r"(?:to_v|value)", r"\1/mid/attn/v", _LINEAR),
