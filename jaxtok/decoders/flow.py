@@ -86,7 +86,7 @@ class FlowDecoder(nn.Module):
         time = self.time(jax.random.uniform(keys[0], target.shape[:1])) if time is None else time
         noise = jax.random.normal(keys[1], target.shape) if noise is None else noise
         null = jax.random.bernoulli(keys[2], self.null_rate, target.shape[:1]) if train and self.null_rate else None
-        prediction, features = self._at(flow.interpolate(target, noise, time), time, codes, null, self.tap)
+        prediction, features = self._at(flow.interpolate(target, noise, time), time, codes, null, self.tap, train)
         return Decoded(prediction, noise - target if self.prediction == "velocity" else target, features)
 
     def predict(self, x_t, t, codes, null=None):
@@ -147,12 +147,12 @@ class FlowDecoder(nn.Module):
 
     # ---- pieces ----
 
-    def _at(self, x_t, t, codes, null=None, tap=None):
+    def _at(self, x_t, t, codes, null=None, tap=None, train=False):
         """(the head's output, features) at one time a sample."""
         tokens, counts = self._tokens(codes)
         if null is not None:
             tokens = jnp.where(null[:, None, None], self.null_token, tokens)
-        return self._run(x_t, [(tokens, counts)], self.time_embed(t), tap=tap)
+        return self._run(x_t, [(tokens, counts)], self.time_embed(t), tap=tap, train=train)
 
     def _under(self, x, t, conditions, once):
         """The head's output [B h w C] under each condition at time t [B], or at the time that `once` was made for."""
@@ -190,7 +190,7 @@ class FlowDecoder(nn.Module):
         blocks = jnp.moveaxis(self.blocks.modulations(condition), 1, 0)[:, :, None]  # [S L 1 2 6 D]
         return blocks, self.head_adaln(jax.nn.silu(condition))[:, None]  # [S 1 2 D]
 
-    def _run(self, x, conditions, condition=None, once=None, tap=None):
+    def _run(self, x, conditions, condition=None, once=None, tap=None, train=False):
         """The trunk and its head under n conditions: (float32 [n B h w C], features).
 
         The n sequences [patches, tokens] are packed in one, of which each sees itself alone.
@@ -220,6 +220,7 @@ class FlowDecoder(nn.Module):
             condition=condition,
             modulations=blocks,
             tap=tap,
+            train=train,
         )
         y, features = (y, {}) if tap is None else (y[0], {"patches": y[1][:, :p]})
         if "last" not in self.shortcuts:

@@ -66,7 +66,7 @@ class Latent1D(nn.Module):
         blocks = Transformer(
             self.depth, self.head_dim, dtype=self.dtype, remat=self.remat, unroll=self.unroll, name="blocks"
         )
-        x = blocks(x, attends, read if "last" in self.shortcuts else None)
+        x = blocks(x, attends, read if "last" in self.shortcuts else None, train=train)
         x = layer_norm(x[:, -tokens:]).astype(jnp.float32)
         z = Linear(self.channels, init="xavier" if self.batch_norm else "zeros", name="head")(x)  # [B R C]
         if self.batch_norm:

@@ -70,7 +70,7 @@ class Transformer(nn.Module):
     unroll: int = 1
 
     @nn.compact
-    def __call__(self, x, attends, last=None, *, segments=(), condition=None, modulations=None, tap=None):
+    def __call__(self, x, attends, last=None, *, segments=(), condition=None, modulations=None, tap=None, train=False):
         """x [B N D] -> [B M D].
 
         Args:
@@ -80,6 +80,7 @@ class Transformer(nn.Module):
           condition: [B D], from which every block computes its modulation.
           modulations: instead of `condition`, what `self.modulations` made of it.
           tap: the index of a block whose output is wanted too.
+          train: whether gradients are to be taken: the same result, another way to a layer's parameters.
 
         Returns x, or (x, the tapped output [B N D]).
         """
@@ -112,8 +113,11 @@ class Transformer(nn.Module):
         seen = self.is_mutable_collection("intermediates")
 
         def run(x, start, stop):
-            step = lambda x, layer: (x := body(x, layer, attends), x if seen else None)
-            some = jax.tree.map(lambda p: p[start:stop], layers)
+            # A part of the stack is a copy of it. Without gradients an index into the whole does instead; with them its
+            # gradient would be one, of the whole, in every layer.
+            pick = lambda i: jax.tree.map(lambda p: jax.lax.dynamic_index_in_dim(p, i, keepdims=False), layers)
+            some = jax.tree.map(lambda p: p[start:stop], layers) if train else jnp.arange(start, stop)
+            step = lambda x, i: (x := body(x, i if train else pick(i), attends), x if seen else None)
             x, out = jax.lax.scan(step, x, some, unroll=max(1, min(self.unroll, stop - start)))
             outputs.append(out)
             return x
