@@ -13,6 +13,10 @@ SHARDING = (
 )
 
 
+FLIP = dict(name="data.transforms.flip")
+SHIFT = dict(name="data.transforms.shift", pixels=1)
+
+
 def base():
     """The keys that every run has; docs/design.md explains each."""
     return ConfigDict(
@@ -41,6 +45,43 @@ def tokenizer_task(model, losses, token_counts, samplers, frozen=()):
     """A TokenizerTask (jaxtok/tasks.py says what each is)."""
     fields = dict(model=model, losses=losses, token_counts=token_counts, samplers=samplers, frozen=frozen)
     return dict(name="tasks.TokenizerTask", **fields)
+
+
+def emoji():
+    """The data of a small run: the emoji of a pip package, 32 px."""
+    source = dict(name="data.sources.Emoji", size=32)
+    return dict(
+        train=dict(source=source | dict(split="train"), transforms=(FLIP, SHIFT)),
+        eval=dict(source=source | dict(split="test"), batch_size=64),
+    )
+
+
+def folder(crop, batch_size):
+    """The data of a published size: a folder of the user's pictures, cut to 256 px; crop: how they are in training."""
+    source = dict(name="data.sources.Folder", path="images")
+    centre = dict(name="data.transforms.resize_crop", size=256)
+    return dict(
+        train=dict(source=source | dict(split="train"), transforms=(dict(name=crop, size=256), FLIP)),
+        eval=dict(source=source | dict(split="test"), transforms=(centre,), batch_size=batch_size),
+        workers=8,
+    )
+
+
+def tiny(config):
+    """Makes a small run one of seconds, for tests: six steps on drawn shapes of 16 px; the model is its own affair."""
+    shapes = dict(name="data.sources.Shapes", size=16)
+    config.update(
+        total_steps=6,
+        batch_size=16,
+        log_every=2,
+        checkpoint=dict(every=3),
+        schedule=dict(warmup=2),
+        data=dict(
+            train=dict(source=shapes | dict(split="train", n=64), transforms=(FLIP,)),
+            eval=dict(source=shapes | dict(split="test", n=12), batch_size=8),
+        ),
+    )
+    return config
 
 
 def choose(variant, variants):

@@ -26,8 +26,6 @@ number of steps, and how often the condition is dropped.
 from configs import common
 
 LEVELS = (8, 8, 8, 5, 5, 5)  # 64,000 codes
-FLIP = dict(name="data.transforms.flip")
-SHIFT = dict(name="data.transforms.shift", pixels=1)
 # A run of configs/kl_vae.py as the codec; its quantizer has no parameters.
 VAE_AS_CODEC = (
     (r"(?:encoder|decoder)/((?:post_)?quant_conv/.*)", r"codec/\1"),
@@ -57,7 +55,6 @@ def get_config(variant=""):
 
 
 def small():
-    emoji = dict(name="data.sources.Emoji", size=32)
     config = common.base()
     config.update(
         total_steps=3600,
@@ -65,10 +62,7 @@ def small():
         ema=0.995,
         schedule=dict(peak_lr=2.5e-3, warmup=100, end=0.01),
         optimizer=dict(b2=0.99, weight_decay=0.05, clip=1.0),
-        data=dict(
-            train=dict(source=emoji | dict(split="train"), transforms=(FLIP, SHIFT)),
-            eval=dict(source=emoji | dict(split="test"), batch_size=64),
-        ),
+        data=common.emoji(),
         task=common.tokenizer_task(
             flextok((32, 32, 3), patch=8, registers=16, encoder=(128, 2), decoder=(128, 4), small=True, unroll=4),
             losses=dict(flow=dict(fn=dict(name="losses.flow.flow_matching"))),
@@ -80,19 +74,7 @@ def small():
 
 
 def tiny():
-    shapes = dict(name="data.sources.Shapes", size=16)
-    config = small()
-    config.update(
-        total_steps=6,
-        batch_size=16,
-        log_every=2,
-        checkpoint=dict(every=3),
-        schedule=dict(warmup=2),
-        data=dict(
-            train=dict(source=shapes | dict(split="train", n=64), transforms=(FLIP,)),
-            eval=dict(source=shapes | dict(split="test", n=12), batch_size=8),
-        ),
-    )
+    config = common.tiny(small())
     config.task.model = flextok(
         (16, 16, 3), patch=4, registers=8, encoder=(64, 1), decoder=(64, 2), small=True, head_dim=32
     )
@@ -102,8 +84,6 @@ def tiny():
 
 
 def published(encoder, decoder, teacher):
-    folder = dict(name="data.sources.Folder", path="images")
-    crop = dict(name="data.transforms.resize_crop", size=256)
     losses = dict(flow=dict(fn=dict(name="losses.flow.flow_matching")))
     init_from = [dict(path="runs/vae_c16", rules=VAE_AS_CODEC)]
     if teacher == "off":
@@ -122,11 +102,7 @@ def published(encoder, decoder, teacher):
         checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=dict(b2=0.95, weight_decay=0.05, clip=1.0),
-        data=dict(
-            train=dict(source=folder | dict(split="train"), transforms=(crop, FLIP)),
-            eval=dict(source=folder | dict(split="test"), transforms=(crop,), batch_size=256),
-            workers=8,
-        ),
+        data=common.folder(crop="data.transforms.resize_crop", batch_size=256),
         task=common.tokenizer_task(
             flextok(
                 (32, 32, 16),

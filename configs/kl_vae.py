@@ -18,8 +18,6 @@ A run of it can be the codec of another run, as in configs/flextok.py; the codec
 
 from configs import common
 
-FLIP = dict(name="data.transforms.flip")
-SHIFT = dict(name="data.transforms.shift", pixels=1)
 SHARDING = ((r".*", "fsdp"),)  # there is nothing here to split over `tensor`
 
 
@@ -28,7 +26,6 @@ def get_config(variant=""):
 
 
 def small():
-    emoji = dict(name="data.sources.Emoji", size=32)
     config = common.base()
     config.update(
         sharding=SHARDING,
@@ -37,10 +34,7 @@ def small():
         ema=0.995,
         schedule=dict(peak_lr=3e-3, warmup=50, end=0.01),
         optimizer=dict(b2=0.99, weight_decay=0.01, clip=1.0),
-        data=dict(
-            train=dict(source=emoji | dict(split="train"), transforms=(FLIP, SHIFT)),
-            eval=dict(source=emoji | dict(split="test"), batch_size=64),
-        ),
+        data=common.emoji(),
         task=common.tokenizer_task(
             kl_vae(latent_channels=4, channels=(16, 32, 64), blocks=1, groups=8),
             losses=losses("l2", kl=1e-6),
@@ -52,28 +46,13 @@ def small():
 
 
 def tiny():
-    shapes = dict(name="data.sources.Shapes", size=16)
-    config = small()
-    config.update(
-        total_steps=6,
-        batch_size=16,
-        log_every=2,
-        checkpoint=dict(every=3),
-        schedule=dict(warmup=2),
-        data=dict(
-            train=dict(source=shapes | dict(split="train", n=64), transforms=(FLIP,)),
-            eval=dict(source=shapes | dict(split="test", n=12), batch_size=8),
-        ),
-    )
+    config = common.tiny(small())
     config.task.model = kl_vae(latent_channels=4, channels=(8, 16), blocks=1, groups=4)
     config.task.token_counts = (64,)
     return config
 
 
 def published(latent_channels):
-    folder = dict(name="data.sources.Folder", path="images")
-    crop = dict(name="data.transforms.random_crop", size=256)
-    centre = dict(name="data.transforms.resize_crop", size=256)
     config = common.base()
     config.update(
         sharding=SHARDING,
@@ -84,11 +63,7 @@ def published(latent_channels):
         checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=dict(b2=0.95, weight_decay=0.0, clip=1.0),
-        data=dict(
-            train=dict(source=folder | dict(split="train"), transforms=(crop, FLIP)),
-            eval=dict(source=folder | dict(split="test"), transforms=(centre,), batch_size=32),
-            workers=8,
-        ),
+        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         task=common.tokenizer_task(
             kl_vae(latent_channels, channels=(128, 256, 512, 512), blocks=2, groups=32, dtype="bfloat16"),
             losses=losses("l1", kl=1e-6 / (256 * 256 * 3)),  # 1e-6 beside a sum over the picture's numbers

@@ -13,9 +13,6 @@ from jaxtok.nn.position import sincos_2d
 from jaxtok.nn.transformer import Transformer
 from jaxtok.pretrained.vit import resize
 
-# Of an init_from, for a loss of the name "repa_standin": from a run's encoder to this tower.
-RULES = ((r"encoder/((?:patch_embed|blocks)/.*)", r"objective/repa_standin/tower/\1"), (r".*", None))
-
 
 class PatchTokens(nn.Module):
     """The patch tokens of a `Latent1D` encoder: uint8 pictures [B H W 3] -> features [B h w D], float32.

@@ -8,12 +8,12 @@ import optax
 import pytest
 from flax import traverse_util
 
+from configs import flextok
 from jaxtok import train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.losses.alignment import Alignment, cosine, grid_of, off
 from jaxtok.nn.norm import layer_norm
-from jaxtok.pretrained import standin
 from jaxtok.structs import Decoded
 from tests import runs
 
@@ -143,7 +143,7 @@ TOWER = dict(name="pretrained.standin.PatchTokens", width=64, depth=2, patch=4, 
 def aligned(source, start=0, **changes):
     """A run that from a step on aligns the decoder's first block with what the encoder of another run sees."""
     term = dict(fn=dict(name="losses.alignment.Alignment", tower=TOWER), start=start)
-    init_from = (dict(path=str(source), rules=standin.RULES),) if source else ()
+    init_from = (dict(path=str(source), rules=flextok.TEACHERS["standin"][2]["rules"]),) if source else ()
     config = tiny(init_from=init_from, task__model__decoder__tap=0, **changes)
     config.task.losses.update(repa_standin=term)
     return config
