@@ -27,8 +27,9 @@ from jaxtok.train import use_huge_pages
 def programs(size, steps, batches=(1, 8)):
     """{label: (function, arguments, label of its plain form)}, as measure.measure wants them."""
     model = build(flextok.get_config(size).task.model)
-    encoder, decoder = (part.clone(dtype=jnp.float32, remat="none") for part in (model.encoder, model.decoder))
-    x = jax.random.normal(jax.random.key(0), (max(batches), *decoder.shape))
+    plainly = dict(dtype=jnp.float32, remat="none")
+    encoder, decoder = model.encoder.clone(batch_norm=False, **plainly), model.decoder.clone(**plainly)
+    x = jax.random.normal(jax.random.key(0), (max(2, *batches), *decoder.shape))
     codes = Codes(jnp.zeros((2, decoder.registers, encoder.channels)), None, jnp.ones((2, decoder.registers), bool))
     few, some, every = (-(-decoder.registers // share) for share in (16, 4, 1))  # 16, 64, 256 as published
     keys = {"params": jax.random.key(1), "train": jax.random.key(2)}
@@ -62,10 +63,8 @@ def programs(size, steps, batches=(1, 8)):
         rows[f"decode {k}"] = *decode(decoder, k, False), plain
     for shortcut in decoder.shortcuts:
         others = tuple(s for s in decoder.shortcuts if s != shortcut)
-        rows[f'decode 64 without "{shortcut}"'] = (
-            *decode(decoder.clone(shortcuts=others), 64, False),
-            "decode 64, plain",
-        )
+        short = *decode(decoder.clone(shortcuts=others), some, False), f"decode {some}, plain"
+        rows[f'decode {some} without "{shortcut}"'] = short
 
     def step(encoder, decoder):
         tx = optax.adamw(1e-4)
@@ -112,15 +111,10 @@ def main():
 
 
 def shown(value):
-    if value is None:
-        return ""
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and value < 100
-        else value
-        if isinstance(value, str)
-        else f"{value:.0f}"
-    )
+    """A cell of the table: three digits, and whole numbers above them."""
+    if not isinstance(value, float):
+        return value or ""
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 if __name__ == "__main__":

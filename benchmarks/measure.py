@@ -25,12 +25,14 @@ def seconds(fn, *args, repeats):
     return best
 
 
-def matmul_peak(dtype=jnp.float32, repeats=5):
-    """FLOP/s of a product of two square matrices."""
-    a = jnp.ones((SIDE, SIDE), dtype)
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(product(a))
-    return 2 * SIDE**3 / seconds(product, a, repeats=repeats)
+@jax.jit
+def product(a):
+    return a @ a
+
+
+def matmul_peak():
+    """FLOP/s of a product of two square matrices, float32; the first call compiles it."""
+    return 2 * SIDE**3 / seconds(product, jnp.ones((SIDE, SIDE)), repeats=3)
 
 
 def measure(rows, repeats=3):
@@ -51,7 +53,7 @@ def measure(rows, repeats=3):
         jax.block_until_ready(compiled(*args))
         peak, best = 0.0, float("inf")
         for _ in range(repeats):
-            peak = max(peak, matmul_peak(repeats=2))
+            peak = max(peak, matmul_peak())
             best = min(best, seconds(compiled, *args, repeats=1))
         results[label] = {
             "program": label,
