@@ -156,8 +156,7 @@ class AR(nn.Module):
             x, kept = cache.advance(block, layers, x[:, None], kept, Side(rotary=row, at=place))
             logits = module.apply({"params": params}, x[:, 0], method="_head")
             if guided:
-                scale = sampling.scale_at(guidance, place, self.length)
-                logits = sampling.guide(*sampling.unpair(logits), scale)
+                logits = sampling.guide_pairs(logits, guidance, place, self.length)
             return logits, kept
 
         def embed(codes, place):

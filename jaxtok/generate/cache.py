@@ -8,7 +8,8 @@ list with a tree for each layer too: a slice of a stacked array is copied in eve
 import jax
 import jax.numpy as jnp
 
-from jaxtok.nn.decoder_block import Block, CrossAttention, Side, head_count
+from jaxtok.nn.attention import head_count
+from jaxtok.nn.decoder_block import Block, CrossAttention, Side
 
 
 def layers(params, dtype):

@@ -15,6 +15,12 @@ def labels(condition, classes, batch, null=None):
     return condition["label"] if null is None else jnp.where(null, classes, condition["label"])
 
 
+def check_given(condition, classes):
+    """Raises ValueError where a model that has classes is to be trained without a condition."""
+    if condition is None and classes:
+        raise ValueError('This model has classes: its loss needs a condition with the "label" of each sample.')
+
+
 def batch_size(condition, batch):
     """Of a condition, or `batch` without one."""
     return batch if condition is None else len(next(iter(condition.values())))

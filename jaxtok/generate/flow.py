@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import batch_size, is_guided, labels
+from jaxtok.generate.condition import batch_size, check_given, is_guided, labels
 from jaxtok.generate.objective import Scores
 from jaxtok.nn import flow
 from jaxtok.nn.decoder_block import Side, stack
@@ -18,6 +18,7 @@ from jaxtok.nn.linear import Linear
 from jaxtok.nn.norm import layer_norm
 from jaxtok.nn.patch import patchify, unpatchify
 from jaxtok.nn.position import TimeEmbedding, sincos_2d
+from jaxtok.nn.transformer import modulate
 
 BLOCK = dict(mlp="gelu", norm="plain", eps=1e-6, bias=("qkv", "out", "mlp"))
 SOLVERS = ("euler", "heun")
@@ -70,14 +71,13 @@ class Flow(nn.Module):
         blocks = stack(self.depth, remat=self.remat, unroll=self.unroll, name="blocks", **fields)
         x, _ = blocks(x, Side(condition=vector), train)
         modulation = Linear((2, self.width), init="zeros", dtype=self.dtype, name="head_adaln")(jax.nn.silu(vector))
-        x = layer_norm(x, fields["eps"]) * (1 + modulation[..., 1, :]) + modulation[..., 0, :]
+        x = modulate(layer_norm(x, fields["eps"]), modulation[..., 0, :], modulation[..., 1, :])
         y = Linear(self.patch**2 * self.shape[2], init="zeros", name="head")(x.astype(jnp.float32))
         return unpatchify(y, grid, self.patch)
 
     def loss(self, latents, condition=None, *, train=False, step=0):
         """Scores [B] of latents [B h w C] at one random time each: mean squared error of the velocity."""
-        if condition is None and self.classes:
-            raise ValueError('This model has classes: its loss needs a condition with the "label" of each sample.')
+        check_given(condition, self.classes)
         time_key, noise_key, drop_key = jax.random.split(self.make_rng("train"), 3)
         latents = latents.astype(jnp.float32) * self.scale
         batch, noise = len(latents), jax.random.normal(noise_key, latents.shape)
@@ -105,8 +105,7 @@ class Flow(nn.Module):
         guided = is_guided(guidance, condition)
         batch, null = batch_size(condition, batch), None
         if guided:
-            condition = jax.tree.map(lambda x: sampling.pair(x, x), condition)
-            null = jnp.arange(2 * batch) % 2 == 1
+            condition, null = sampling.pair_with_null(condition, batch)
         module, variables = self.unbind()  # a bound module must not be called inside a scan
         predict = partial(module.apply, variables, condition=condition, null=null)
 

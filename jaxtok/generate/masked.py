@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import batch_size, is_guided, labels
+from jaxtok.generate.condition import batch_size, check_given, is_guided, labels
 from jaxtok.generate.objective import score
 from jaxtok.nn.decoder_block import Block, Side, stack
 from jaxtok.nn.linear import Linear
@@ -142,8 +142,7 @@ class Masked(nn.Module):
 
     def loss(self, indices, condition=None, *, train=False, step=0):
         """Scores [B N] of codes int32 [B N] under a random mask; `correct` counts masked tokens by their weight too."""
-        if condition is None and self.classes:
-            raise ValueError('This model has classes: its loss needs a condition with the "label" of each sample.')
+        check_given(condition, self.classes)
         much, where, drop = jax.random.split(self.make_rng("train"), 3)
         batch, n = indices.shape
         count = masked_count(jax.random.uniform(much, (batch, 1)), n)
@@ -175,8 +174,7 @@ class Masked(nn.Module):
         guided = is_guided(guidance, condition)
         batch, null = batch_size(condition, batch), None
         if guided:
-            condition = jax.tree.map(lambda x: sampling.pair(x, x), condition)
-            null = jnp.arange(2 * batch) % 2 == 1
+            condition, null = sampling.pair_with_null(condition, batch)
         module, variables = self.unbind()  # a bound module must not be called inside a scan
 
         def turn(state, now):
@@ -185,7 +183,7 @@ class Masked(nn.Module):
             shown = jnp.where(masked, self.vocabulary, indices)
             logits = module.apply(variables, sampling.pair(shown, shown) if guided else shown, condition, null=null)
             if guided:
-                logits = sampling.guide(*sampling.unpair(logits), sampling.scale_at(guidance, step, steps))
+                logits = sampling.guide_pairs(logits, guidance, step, steps)
             left = 1 - (step + 1) / steps
             keys = jax.random.split(jax.random.fold_in(rng, step))
             uniforms = [jax.random.uniform(k, s) for k, s in zip(keys, (logits.shape, masked.shape), strict=True)]

@@ -132,8 +132,7 @@ class RAR(nn.Module):
             x, kept = cache.advance(block, layers, x[:, None], kept, Side(condition=condition, at=place))
             logits = apply("_head", x, condition)[:, 0]
             if guided:
-                scale = sampling.scale_at(guidance, place - PREFIX + 1, self.length)
-                logits = sampling.guide(*sampling.unpair(logits), scale)
+                logits = sampling.guide_pairs(logits, guidance, place - PREFIX + 1, self.length)
             return logits, kept
 
         def embed(codes, place):

@@ -58,6 +58,16 @@ def unpair(x):
     return x[:, 0], x[:, 1]
 
 
+def pair_with_null(condition, batch):
+    """A condition of `batch` samples -> (each sample's twice, and whose is dropped, bool [2B]: the second's)."""
+    return jax.tree.map(lambda x: pair(x, x), condition), jnp.arange(2 * batch) % 2 == 1
+
+
+def guide_pairs(x, guidance, step, steps):
+    """What both passes gave, [2B ...] in pairs -> guided [B ...]."""
+    return guide(*unpair(x), scale_at(guidance, step, steps))
+
+
 # ---- which codes may be drawn ----
 
 

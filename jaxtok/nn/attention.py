@@ -42,6 +42,13 @@ def take(x, slices):
     return jnp.concatenate([x[:, s] for s in slices], 1)
 
 
+def head_count(width, head_dim):
+    """ValueError unless head_dim divides width."""
+    if width % head_dim:
+        raise ValueError(f"Attention: width {width} is not divisible by head_dim {head_dim}.")
+    return width // head_dim
+
+
 class Attention(nn.Module):
     """Multi-head self-attention without biases, queries and keys layer-normalised per head.
 
@@ -59,10 +66,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x, attends):
-        width = x.shape[-1]
-        if width % self.head_dim:
-            raise ValueError(f"Attention: width {width} is not divisible by head_dim {self.head_dim}.")
-        heads = width // self.head_dim
+        width, heads = x.shape[-1], head_count(x.shape[-1], self.head_dim)
         project = Linear((heads, 3, self.head_dim), stacked=3, bias=False, dtype=self.dtype, name="qkv")
         queries = [a.queries for a in attends]
         if sum(s.stop - s.start for s in queries) == x.shape[1]:

@@ -7,15 +7,12 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from jaxtok.nn.attention import head_count
 from jaxtok.nn.linear import Linear
+from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import Norm
 from jaxtok.nn.rotary import rotate
-
-# What the backward pass may keep instead of computing again; "none" keeps everything.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from jaxtok.nn.transformer import remat_policy
 
 
 class Side(NamedTuple):
@@ -149,34 +146,6 @@ class CrossAttention(nn.Module):
         return {"k": k, "v": v, "mask": jnp.repeat(mask, kv.shape[2], 0)[:, None]}
 
 
-class FeedForward(nn.Module):
-    """W_o (SiLU(W_gate x) * W_value x), or W_2 GELU(W_1 x). [... D] -> [... D]."""
-
-    kind: str
-    hidden: int | None
-    bias: bool
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x):
-        width = x.shape[-1]
-        linear = lambda features, name: Linear(features, bias=self.bias, dtype=self.dtype, name=name)
-        if self.kind == "swiglu":
-            hidden = self.hidden or 2 * (4 * width) // 3
-            return linear(width, "out")(jax.nn.silu(linear(hidden, "gate")(x)) * linear(hidden, "value")(x))
-        if self.kind == "gelu":
-            hidden = self.hidden or 4 * width
-            return linear(width, "fc2")(jax.nn.gelu(linear(hidden, "fc1")(x), approximate=False))
-        raise ValueError(f'Block.mlp is "swiglu" or "gelu", not "{self.kind}".')
-
-
-def head_count(width, head_dim):
-    """ValueError unless head_dim divides width."""
-    if width % head_dim:
-        raise ValueError(f"Attention: width {width} is not divisible by head_dim {head_dim}.")
-    return width // head_dim
-
-
 def for_attending(k, v):
     """[B S h d] each -> [Bh d S] and [Bh S d], as the products of attention read them.
 
@@ -206,10 +175,9 @@ def stack(depth, *, target=Block, remat="none", unroll=1, over=(), **fields):
       over: 0 for each further argument of which layer i sees the i-th slice.
       fields: of the target.
     """
-    if remat not in ("none", *REMAT):
-        raise ValueError(f'remat is one of "none", {", ".join(map(repr, REMAT))}; got "{remat}".')
-    if remat != "none":
-        target = nn.remat(target, policy=REMAT[remat], prevent_cse=False, static_argnums=(3,))  # self, x, side, train
+    policy = remat_policy(remat)
+    if policy is not None:
+        target = nn.remat(target, policy=policy, prevent_cse=False, static_argnums=(3,))  # self, x, side, train
     scanned = nn.scan(
         target,
         variable_axes={"params": 0},

@@ -9,14 +9,22 @@ import jax.numpy as jnp
 
 from jaxtok.nn.attention import Attention, take
 from jaxtok.nn.linear import Linear
-from jaxtok.nn.mlp import SwiGLU
+from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import layer_norm
 
-# What the backward pass may keep instead of computing again; "none" keeps everything.
+# What the backward pass may keep instead of computing again.
 REMAT = {
+    "none": None,  # everything
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+def remat_policy(remat):
+    """The policy of that name for jax.checkpoint, None for "none". ValueError lists the names."""
+    if remat not in REMAT:
+        raise ValueError(f'remat is one of {", ".join(map(repr, REMAT))}; got "{remat}".')
+    return REMAT[remat]
 
 
 def block(x, attends, modulation, attention, mlp):
@@ -84,10 +92,10 @@ class Transformer(nn.Module):
 
         Returns x, or (x, the tapped output [B N D]).
         """
-        if self.remat not in ("none", *REMAT):
-            raise ValueError(f'remat is one of "none", {", ".join(map(repr, REMAT))}; got "{self.remat}".')
+        policy = remat_policy(self.remat)
         width = x.shape[-1]
-        attention, mlp = Attention(self.head_dim, dtype=self.dtype, parent=None), SwiGLU(self.dtype, parent=None)
+        attention = Attention(self.head_dim, dtype=self.dtype, parent=None)
+        mlp = FeedForward(dtype=self.dtype, parent=None)
         params = {"attn": self._layers("attn", attention, x, attends), "mlp": self._layers("mlp", mlp, x)}
         if self.sets:
             adaln = self._adaln(width)
@@ -107,8 +115,8 @@ class Transformer(nn.Module):
                 partial(mlp.apply, {"params": params["mlp"]}),
             )
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False, static_argnums=2)
+        if policy is not None:
+            body = jax.checkpoint(body, policy=policy, prevent_cse=False, static_argnums=2)
         layers, outputs = (params, modulations), []
         seen = self.is_mutable_collection("intermediates")
 
