@@ -122,7 +122,9 @@ class Checkpoints:
         """
         return self._load(self._find(step), abstract_state)
 
-    def restore_params(self, step: int | None = None, which: str = "ema", abstract: Any = None) -> Any:
+    def restore_params(
+        self, step: int | None = None, which: str = "ema", abstract: Any = None, whole: bool = True
+    ) -> Any:
         """Only the parameters of a step: for evaluation, with no optimizer and no rules.
 
         Args:
@@ -130,6 +132,7 @@ class Checkpoints:
           which: "ema", "params", or another top key of the state ("mutable").
           abstract: a tree of ShapeDtypeStruct, with shardings or not, that the parameters must fit. Default: nested
             dicts as on disk, on the first device.
+          whole: whether `abstract` must name every parameter there; else the others are not read.
 
         FileNotFoundError if there is no such checkpoint, ValueError if it has no `which` or does not fit.
         """
@@ -140,7 +143,7 @@ class Checkpoints:
         if not any(name.startswith(f"{which}/") for name in stored):
             tops = sorted({name.split("/")[0] for name in stored})
             raise ValueError(f'Checkpoint {step} in {self.folder} holds no "{which}", only {", ".join(tops)}.')
-        return self._load(step, {which: abstract}, part=which)[which]
+        return self._load(step, {which: abstract}, part=which, whole=whole)[which]
 
     def _list(self):
         """`steps`, as this process sees them."""
@@ -214,61 +217,15 @@ class Checkpoints:
         return structure.unflatten([_from_disk(loaded[name], leaf.dtype) for name, leaf in wanted.items()])
 
 
-def graft(tree: dict, path: str, rules: tuple = ((r".*", r"\g<0>"),)) -> tuple[dict, list[str]]:
-    """Puts the weights of another run, or of a converted checkpoint, into a tree of ours.
+def stored_weights(workdir: str) -> list[tuple[Checkpoints, str, dict]]:
+    """What a workdir holds of a model: its newest "ema" and "mutable", and "frozen", those that are there.
 
-    Args:
-      tree: nested dicts of arrays; what is taken over has their shapes, dtypes and layout.
-      path: the workdir of the other run: its newest EMA parameters, what it keeps frozen, and its mutable collections.
-      rules: (regex of the whole path there, path here or None): the first that matches a path says where it goes,
-        None leaves it out. Default: every path to itself.
-
-    Returns the new tree and the paths that were filled.
-
-    FileNotFoundError if there is no checkpoint. ValueError lists all paths there that no rule matches, that lead
-    nowhere or twice to one place, or whose shape differs, and the rules that match nothing.
+    Each as (its Checkpoints, that key, nested dicts of ShapeDtypeStruct). FileNotFoundError if there is no checkpoint.
     """
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    run, frozen = Checkpoints(path), Checkpoints(_absolute(path) / "frozen")
-    step = run._find(None)
-    sources = [(run, step, "ema"), (run, step, "mutable")] + ([(frozen, 0, "frozen")] if frozen.steps() else [])
-    wanted, faults, used, filled = [], [], set(), {}
-    for checkpoints, step, which in sources:
-        wanted.append({})
-        for name, stored in checkpoints._stored(step).items():
-            if not name.startswith(f"{which}/"):
-                continue
-            name = name.removeprefix(f"{which}/")
-            found = next(((m, rule) for rule in rules if (m := re.fullmatch(rule[0], name))), None)
-            if found is None:
-                faults.append(f"{name}: no rule says where it goes")
-                continue
-            m, rule = found
-            used.add(rule[0])
-            if rule[1] is None:
-                continue
-            target = m.expand(rule[1])
-            if target not in flat:
-                faults.append(f"{name} -> {target}: there is no such parameter here")
-            elif target in filled:
-                faults.append(f"{name} -> {target}: already filled by {filled[target]}")
-            elif stored.shape != flat[target].shape:
-                faults.append(f"{name} -> {target}: {tuple(stored.shape)} there, {tuple(flat[target].shape)} here")
-            else:
-                filled[target] = name
-                wanted[-1][name] = target
-    faults += [f"rule {rule[0]!r} matches nothing there" for rule in rules if rule[0] not in used]
-    if faults:
-        listed = "\n  ".join(faults)
-        raise ValueError(f"init_from {path} does not fit this model; check its config and the rules:\n  {listed}")
-    for (checkpoints, step, which), targets in zip(sources, wanted, strict=True):
-        if targets:
-            struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            abstract = {f"{which}/{name}": struct(flat[target]) for name, target in targets.items()}
-            abstract = traverse_util.unflatten_dict(abstract, sep="/")
-            loaded = traverse_util.flatten_dict(checkpoints._load(step, abstract, part=which, whole=False), sep="/")
-            flat |= {target: loaded[f"{which}/{name}"] for name, target in targets.items()}
-    return traverse_util.unflatten_dict(flat, sep="/"), sorted(filled)
+    run, frozen = Checkpoints(workdir), Checkpoints(_absolute(workdir) / "frozen")
+    shapes = run.shapes()
+    found = [(run, which, shapes[which]) for which in ("ema", "mutable") if which in shapes]
+    return found + ([(frozen, "frozen", frozen.shapes()["frozen"])] if frozen.steps() else [])
 
 
 def claim_workdir(workdir: str, config: ConfigDict, free: tuple[str, ...] = FREE) -> None:

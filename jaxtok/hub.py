@@ -1,7 +1,7 @@
 """Models by name: what `jaxtok.load` finds, reads and puts on the devices.
 
 A source is one of
-    a workdir        config.json with a task, and checkpoints/: what jaxtok.train and jaxtok.convert write
+    a workdir        config.json with a task, and checkpoints/: what jaxtok.train and jaxtok.pretrained.convert write
     a folder         config.json and model.safetensors (or its index), as they are published
     a file           NAME.safetensors, .pth, .pt, .ckpt or .bin; the config is in it, or config.json beside it
     a repository     OWNER/NAME on the hub; huggingface_hub (the extra "hub") fetches its files and caches them
@@ -20,9 +20,9 @@ from etils import epath
 
 from jaxtok import build, sharding
 from jaxtok.bound import BoundTokenizer, picture_shape
-from jaxtok.checkpoint import Checkpoints
+from jaxtok.checkpoint import stored_weights
 from jaxtok.pretrained import pickles, safetensors
-from jaxtok.pretrained.convert import Report, flatten
+from jaxtok.pretrained.convert import Report, flatten, unwrapped
 from jaxtok.tasks import merge
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -141,9 +141,7 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
             raise FileNotFoundError(f"{path} holds no {' or '.join(WEIGHTS)}, and no checkpoints/ of a run.")
         path = found[0]
     if path.suffix in PICKLES:
-        tree, metadata = pickles.read(path), {}
-        for key in ("model", "state_dict", "module"):
-            tree = tree[key] if isinstance(tree.get(key), dict) else tree
+        tree, metadata = unwrapped(pickles.read(path)), {}
         state_dict = {key: value for key, value in tree.items() if isinstance(value, np.ndarray)}
     else:
         state_dict, metadata = safetensors.read(path)
@@ -172,17 +170,15 @@ def _restore(workdir, mesh):
     if "task" not in config:
         raise ValueError(f"{workdir} holds a {next(k for k in config if k != 'source')}, not a whole tokenizer.")
     rules = config.get("sharding", EVERYTHING)
-    run, frozen = Checkpoints(workdir), Checkpoints(workdir / "frozen")
-    parts = [(run, "ema"), (run, "mutable")] + ([(frozen, "frozen")] if frozen.steps() else [])
     trees = {}
-    for checkpoints, which in parts:
-        shapes = checkpoints.shapes().get(which)
-        if shapes:
-            layout = _layout({"params": shapes}, rules, mesh)["params"]
-            abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
-            trees[which] = checkpoints.restore_params(which=which, abstract=abstract)
+    for checkpoints, which, shapes in stored_weights(workdir):
+        shapes.pop("objective", None)  # of the losses, teachers among them
+        if not shapes:
+            continue
+        layout = _layout({"params": shapes}, rules, mesh)["params"]
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
+        trees[which] = checkpoints.restore_params(which=which, abstract=abstract, whole=False)
     params = merge(trees["ema"], trees.get("frozen", {}))
-    params.pop("objective", None)  # of the losses
     return build.build(config["task"]["model"]), {"params": params, **trees.get("mutable", {})}
 
 

@@ -160,10 +160,6 @@ class TokenizerTask:
         return table
 
 
-def merge(params, frozen):
+def merge(a, b):
     """Two nested dicts without a common leaf as one."""
-    both = lambda name: name in params and name in frozen
-    return {
-        name: merge(params[name], frozen[name]) if both(name) else {**params, **frozen}[name]
-        for name in {**params, **frozen}
-    }
+    return {**a, **b, **{name: merge(a[name], b[name]) for name in a.keys() & b.keys()}}

@@ -20,12 +20,12 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from jaxtok import build, optim, sharding
-from jaxtok.checkpoint import Checkpoints, claim_workdir, graft
+from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
+from jaxtok.init_from import init_from
 from jaxtok.metrics import Logger
 from jaxtok.nn import flops
-from jaxtok.tasks import merge
 
 KEYS = (
     "seed total_steps batch_size accumulate ema log_every eval_every tensorboard checkpoint mesh sharding schedule "
@@ -94,7 +94,7 @@ def train(config, workdir):
         if abstract["frozen"]:
             state |= frozen.restore({"frozen": abstract["frozen"]})
     else:
-        state = pretrained(jax.jit(init, out_shardings=layout)(key), build.build(config.init_from))
+        state = init_from(jax.jit(init, out_shardings=layout)(key), build.build(config.init_from))
         if state["frozen"]:
             frozen.save(0, {"frozen": state["frozen"]})
             frozen.close()
@@ -179,32 +179,6 @@ def init_state(task, tx, shapes, key):
     params = trees["params"]
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "ema": params, "opt_state": tx.init(params)}
     return state | {"mutable": trees["mutable"], "frozen": trees["frozen"], "key": run_key}
-
-
-def pretrained(state, sources):
-    """The state with the weights that `init_from` names: ({"path": workdir, "rules": see checkpoint.graft}, ...).
-
-    Raises ValueError if a frozen parameter comes from nowhere: nothing may stay random that does not train.
-    """
-    trees, filled = pick(state, ("params", "frozen", "mutable")), set()
-    for i, source in enumerate(sources):
-        where, ours = f"config.init_from[{i}]", functools.reduce(merge, trees.values())
-        merged, paths = build.call(graft, ours, options=source, where=where)
-        trees = {name: like(tree, merged) for name, tree in trees.items()}
-        filled |= set(paths)
-    frozen = [sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state["frozen"])]
-    lacking = [path for path in frozen if path not in filled]
-    if lacking:
-        raise ValueError(
-            f"{len(lacking)} frozen parameters have no weights ({lacking[0]} ...): they never train, so init_from must "
-            'bring them: init_from=(dict(path="runs/..."),), a run or what `python -m jaxtok.pretrained.convert` wrote.'
-        )
-    return state | trees | ({"ema": jax.tree.map(jnp.copy, trees["params"])} if filled else {})
-
-
-def like(tree, merged):
-    """The part of `merged` that has the paths of `tree`."""
-    return {k: like(v, merged[k]) if isinstance(v, dict) else merged[k] for k, v in tree.items()}
 
 
 def train_step(task, tx, rate, ema_decay, accumulate, state, batch):

@@ -6,7 +6,8 @@ import pytest
 from flax import traverse_util
 
 from jaxtok import train
-from jaxtok.checkpoint import Checkpoints, graft
+from jaxtok.checkpoint import Checkpoints
+from jaxtok.init_from import graft
 from tests import runs
 
 ENCODER_ONLY = ((r"encoder/.*|batch_stats/.*", r"\g<0>"), (r"decoder/.*", None))

@@ -15,7 +15,8 @@ from flax import traverse_util
 import jaxtok
 from jaxtok import bound, convert, sharding, train
 from jaxtok.build import build
-from jaxtok.checkpoint import Checkpoints, claim_workdir, graft
+from jaxtok.checkpoint import Checkpoints, claim_workdir
+from jaxtok.init_from import graft
 from jaxtok.nn import masks
 from jaxtok.nn.position import sincos_2d
 from jaxtok.pretrained.flextok import LICENCE

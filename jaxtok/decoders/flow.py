@@ -96,8 +96,7 @@ class FlowDecoder(nn.Module):
     def velocity(self, x_t, t, codes, null=None):
         """The velocity at x_t [B h w C], time t [B]: float32 [B h w C]."""
         self._check()
-        y = self.predict(x_t, t, codes, null)
-        return y if self.prediction == "velocity" else flow.velocity_from_x0(x_t, y, t)
+        return self._as_velocity(self.predict(x_t, t, codes, null), x_t, t)
 
     def sample(self, codes, rng=None, *, steps=25, guidance=1.0, guide="apg", noise=None, size=None):
         """Solves the flow from noise to the picture with Euler steps.
@@ -126,20 +125,12 @@ class FlowDecoder(nn.Module):
         if guided:
             conditions.append(self._null_tokens(batch))
         once = self._once(times) if "once" in self.shortcuts else None
+        passes = [[condition] for condition in conditions] if once is None else [conditions]
         module, variables = self.unbind()  # a bound module must not be called inside a scan
 
-        def velocities(x, t, once):
-            """Of each condition."""
-            t = jnp.full((batch,), t)
-            run = lambda conditions, once: module.apply(variables, x, t, conditions, once, method="_under")
-            if once is None:
-                ys = [y for condition in conditions for y in run([condition], None)]
-            else:
-                ys = run(conditions, once)
-            return [y if self.prediction == "velocity" else flow.velocity_from_x0(x, y, t) for y in ys]
-
         def velocity(x, t, buffer, once):
-            v = velocities(x, t, once)
+            t = jnp.full((batch,), t)
+            v = [v for some in passes for v in module.apply(variables, x, t, some, once, method="_under")]
             return GUIDANCE[guide](*v, guidance, buffer) if guided else (*v, buffer)
 
         x, _ = flow.euler(velocity, noise, times, jnp.zeros_like(noise) if guided else None, once)
@@ -155,9 +146,9 @@ class FlowDecoder(nn.Module):
         return self._run(x_t, [(tokens, counts)], self.time_embed(t), tap=tap, train=train)
 
     def _under(self, x, t, conditions, once):
-        """The head's output [B h w C] under each condition at time t [B], or at the time that `once` was made for."""
+        """The velocity [B h w C] under each condition at time t [B], in one pass; `once`: of that time, or None."""
         y, _ = self._run(x, conditions, self.time_embed(t) if once is None else None, once)
-        return jnp.split(y, len(conditions))
+        return [self._as_velocity(y, x, t) for y in jnp.split(y, len(conditions))]
 
     def _tokens(self, codes):
         """What the transformer reads of codes: (tokens [B K D], how many each stands for, [K] or None).
@@ -228,6 +219,9 @@ class FlowDecoder(nn.Module):
         y = modulate(layer_norm(y), head[:, :1], head[:, 1:]).astype(jnp.float32)  # [B n P D]
         y = self.head(y).reshape(batch, len(conditions), p, -1)
         return unpatchify(y.swapaxes(0, 1).reshape(-1, p, y.shape[-1]), (height, width), self.patch), features
+
+    def _as_velocity(self, y, x_t, t):
+        return y if self.prediction == "velocity" else flow.velocity_from_x0(x_t, y, t)
 
     def _check(self):
         if self.prediction not in ("velocity", "x0"):

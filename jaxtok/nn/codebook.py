@@ -203,7 +203,7 @@ def in_range(indices, vocabulary, who):
     valid = (indices >= 0) & (indices < np.asarray(vocabulary))
     if not isinstance(valid, jax.core.Tracer) and not valid.all():
         raise ValueError(
-            f"{who}: indices must lie in 0 ... vocabulary - 1, vocabulary {vocabulary}, got {int(indices.min())} ... "
+            f"{who}: indices must lie in 0 ... {np.asarray(vocabulary) - 1}, got {int(indices.min())} ... "
             f"{int(indices.max())}: were they made by another tokenizer?"
         )
     return valid

@@ -18,6 +18,21 @@ from typing import Any, NamedTuple
 import einops
 import numpy as np
 
+# The arrays of torch's layers, for `rules_of`: (suffix of the key, leaf of ours, pattern). Linear kernels are [out in]
+# there, [in out] here; t: query, key, value; h heads, d head_dim.
+AFFINE = ((r"\.weight", "/scale", "d -> d"), (r"\.bias", "/bias", "d -> d"))
+LINEAR = ((r"\.weight", "/kernel", "o i -> i o"), (r"\.bias", "/bias", "o -> o"))
+OUT = ((r"\.weight", "/kernel", "o (h d) -> h d o"), (r"\.bias", "/bias", "o -> o"))
+
+
+def rules_of(layers, key="", path="", place="") -> tuple[tuple[str, str, str], ...]:
+    """A rule for each array of each layer (key, path, arrays as above), the two behind `key` and `path`."""
+    return tuple(
+        (key + name + suffix, path + ours + leaf + place, pattern)
+        for name, ours, arrays in layers
+        for suffix, leaf, pattern in arrays
+    )
+
 
 class Piece(NamedTuple):
     """Where one foreign array goes: `leaf[index] = value`, with `leaf` at `path` of our tree."""
@@ -66,6 +81,13 @@ def unflatten(flat: dict[str, Any]) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[name] = leaf
+    return tree
+
+
+def unwrapped(tree: dict) -> dict:
+    """The state dict that a file holds under "model", "state_dict" or "module", or the tree itself."""
+    for key in ("model", "state_dict", "module"):
+        tree = tree[key] if isinstance(tree.get(key), dict) else tree
     return tree
 
 

@@ -5,7 +5,7 @@ block=dict(norm="rms", hidden=...)), hidden being 2/3 of 4 width, rounded up to 
 width / heads. Sizes are nowhere in the table.
 """
 
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import Report, convert, unwrapped
 
 _LAYER = r"layers\.(\d+)\."
 
@@ -34,5 +34,4 @@ def from_state_dict(state_dict, like) -> tuple[dict, Report]:
 
     `like`: our params or their `jax.eval_shape`. Raises ValueError as `convert` does.
     """
-    inner = next((state_dict[key] for key in ("model", "module", "state_dict") if key in state_dict), state_dict)
-    return convert(inner, RULES, like)
+    return convert(unwrapped(state_dict), RULES, like)

@@ -5,24 +5,9 @@ block=dict(head_dim=48, post_norm=True, eps=1e-12)). UVIT (S-128): Masked(vocabu
 classes=1000, skips=True, block=dict(bias=("out", "mlp"))), which has one layer more in the middle.
 """
 
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import AFFINE, LINEAR, OUT, Report, convert, rules_of
 
-# Linear kernels are [out in] there, [in out] here; t: query, key, value; h heads, d head_dim.
-_AFFINE = ((r"\.weight", "/scale", "d -> d"), (r"\.bias", "/bias", "d -> d"))
-_LINEAR = ((r"\.weight", "/kernel", "o i -> i o"), (r"\.bias", "/bias", "o -> o"))
 _QKV = ((r"\.weight", "/kernel", "(t h d) i -> i h t d"),)
-_OUT = ((r"\.weight", "/kernel", "o (h d) -> h d o"), (r"\.bias", "/bias", "o -> o"))
-
-
-def _rules(key, path, place, layers):
-    """A rule for each array of each layer: the layers' keys and paths follow `key` and `path`."""
-    return tuple(
-        (key + name + suffix, path + ours + leaf + place, pattern)
-        for name, ours, layer in layers
-        for suffix, leaf, pattern in layer
-    )
-
-
 _BERT = r"model\.encoder\.layer\.(\d+)\."
 _TYPES = "model.embeddings.token_type_embeddings.weight"
 VIT = (
@@ -34,36 +19,36 @@ VIT = (
     (_BERT + r"attention\.self\.query\.bias", r"blocks/attn/qkv/bias[\1,:,0]", "(h d) -> h d"),
     (_BERT + r"attention\.self\.key\.bias", r"blocks/attn/qkv/bias[\1,:,1]", "(h d) -> h d"),
     (_BERT + r"attention\.self\.value\.bias", r"blocks/attn/qkv/bias[\1,:,2]", "(h d) -> h d"),
-    *_rules(
+    *rules_of(
+        (
+            (r"attention\.output\.dense", "attn/out", OUT),
+            (r"attention\.output\.LayerNorm", "norm1", AFFINE),
+            (r"intermediate\.dense", "mlp/fc1", LINEAR),
+            (r"output\.dense", "mlp/fc2", LINEAR),
+            (r"output\.LayerNorm", "norm2", AFFINE),
+        ),
         _BERT,
         "blocks/",
         r"[\1]",
-        (
-            (r"attention\.output\.dense", "attn/out", _OUT),
-            (r"attention\.output\.LayerNorm", "norm1", _AFFINE),
-            (r"intermediate\.dense", "mlp/fc1", _LINEAR),
-            (r"output\.dense", "mlp/fc2", _LINEAR),
-            (r"output\.LayerNorm", "norm2", _AFFINE),
-        ),
     ),
-    *_rules(r"model\.", "", "", ((r"embeddings\.LayerNorm", "norm", _AFFINE), (r"lm_head", "head", _LINEAR))),
+    *rules_of(((r"embeddings\.LayerNorm", "norm", AFFINE), (r"lm_head", "head", LINEAR)), r"model\."),
 )
 
 _BLOCK = (
-    (r"norm1", "norm1", _AFFINE),
+    (r"norm1", "norm1", AFFINE),
     (r"attn\.qkv", "attn/qkv", _QKV),
-    (r"attn\.proj", "attn/out", _OUT),
-    (r"norm2", "norm2", _AFFINE),
-    (r"mlp\.fc1", "mlp/fc1", _LINEAR),
-    (r"mlp\.fc2", "mlp/fc2", _LINEAR),
+    (r"attn\.proj", "attn/out", OUT),
+    (r"norm2", "norm2", AFFINE),
+    (r"mlp\.fc1", "mlp/fc1", LINEAR),
+    (r"mlp\.fc2", "mlp/fc2", LINEAR),
 )
 UVIT = (
     (r"embeddings\.weight", "embed/embedding", "k d -> k d"),
     (r"pos_embed", "pos_embed", "1 n d -> n d"),
-    *_rules(r"(in|out)_blocks\.(\d+)\.", r"\1_blocks/block/", r"[\2]", _BLOCK),
-    *_rules(r"out_blocks\.(\d+)\.", r"out_blocks/", r"[\1]", ((r"skip_linear", "skip", _LINEAR),)),
-    *_rules(r"mid_block\.", "mid_block/", "", _BLOCK),
-    *_rules("", "", "", ((r"norm", "norm", _AFFINE), (r"lm_head", "head", _LINEAR))),
+    *rules_of(_BLOCK, r"(in|out)_blocks\.(\d+)\.", r"\1_blocks/block/", r"[\2]"),
+    *rules_of(((r"skip_linear", "skip", LINEAR),), r"out_blocks\.(\d+)\.", r"out_blocks/", r"[\1]"),
+    *rules_of(_BLOCK, r"mid_block\.", "mid_block/"),
+    *rules_of(((r"norm", "norm", AFFINE), (r"lm_head", "head", LINEAR))),
 )
 
 

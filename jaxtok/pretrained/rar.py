@@ -4,25 +4,19 @@ The weights declare Apache-2.0 on the hub; the readme says research purposes. Ou
 width, depth, classes=1000, block=dict(head_dim=width / heads, hidden=...)).
 """
 
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import AFFINE, LINEAR, OUT, Report, convert, rules_of
 
-_BLOCK = r"blocks\.(\d+)\."
-_AFFINE = ((r"\.weight", "/scale", "d -> d"), (r"\.bias", "/bias", "d -> d"))
-_LINEAR = ((r"\.weight", "/kernel", "o i -> i o"), (r"\.bias", "/bias", "o -> o"))
 _QKV = ((r"\.weight", "/kernel", "(t h d) i -> i h t d"), (r"\.bias", "/bias", "(t h d) -> h t d"))
-_OUT = ((r"\.weight", "/kernel", "o (h d) -> h d o"), (r"\.bias", "/bias", "o -> o"))
 # m: shift, scale, gate of attention and of the feed-forward layer; in the head scale, shift
 _ADALN = ((r"\.weight", "/kernel", "(m o) i -> i m o"), (r"\.bias", "/bias", "(m o) -> m o"))
 
 _LAYERS = (
-    (_BLOCK + r"(norm[12])", r"blocks/\2", _AFFINE),
-    (_BLOCK + r"attn\.qkv", "blocks/attn/qkv", _QKV),
-    (_BLOCK + r"attn\.([qk]_norm)", r"blocks/attn/\2", _AFFINE),
-    (_BLOCK + r"attn\.proj", "blocks/attn/out", _OUT),
-    (_BLOCK + r"mlp\.(fc[12])", r"blocks/mlp/\2", _LINEAR),
-    (_BLOCK + r"adaLN_modulation\.1", "blocks/adaln", _ADALN),
-    (r"adaln_before_head\.adaLN_modulation\.1", "head_adaln", _ADALN),
-    (r"lm_head", "head", _LINEAR),
+    (r"(norm[12])", r"\2", AFFINE),
+    (r"attn\.qkv", "attn/qkv", _QKV),
+    (r"attn\.([qk]_norm)", r"attn/\2", AFFINE),
+    (r"attn\.proj", "attn/out", OUT),
+    (r"mlp\.(fc[12])", r"mlp/\2", LINEAR),
+    (r"adaLN_modulation\.1", "adaln", _ADALN),
 )
 RULES = (
     (r"embeddings\.weight", "embed/embedding", "k d -> k d"),
@@ -30,11 +24,8 @@ RULES = (
     (r"pos_embed", "pos_embed", "1 n d -> n d"),
     (r"target_aware_pos_embed", "target_embed", "1 n d -> n d"),
     (r"timesteps_embeddings", "number_embed", "1 n d -> n d"),
-    *(
-        (key + suffix, path + leaf + (r"[\1]" if path.startswith("blocks") else ""), pattern)
-        for key, path, layer in _LAYERS
-        for suffix, leaf, pattern in layer
-    ),
+    *rules_of(_LAYERS, r"blocks\.(\d+)\.", "blocks/", r"[\1]"),
+    *rules_of(((r"adaln_before_head\.adaLN_modulation\.1", "head_adaln", _ADALN), (r"lm_head", "head", LINEAR))),
 )
 TABLES = {"pos_embed": "pos_embed", "target_aware_pos_embed": "target_embed", "timesteps_embeddings": "number_embed"}
 

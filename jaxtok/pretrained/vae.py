@@ -6,14 +6,12 @@ tree, so one table serves every size.
 
 import re
 
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import AFFINE, LINEAR, Report, convert, rules_of
 
 LICENCE = "The weights are under the licence of their repository: read its card before you use or pass them on."
 
 # Convolutions are OIHW there and HWIO here, linear layers [out in] and [in out].
 _CONV = ((r"\.weight", "/kernel", "o i h w -> h w i o"), (r"\.bias", "/bias", "o -> o"))
-_LINEAR = ((r"\.weight", "/kernel", "o i -> i o"), (r"\.bias", "/bias", "o -> o"))
-_NORM = ((r"\.weight", "/scale", "c -> c"), (r"\.bias", "/bias", "c -> c"))
 
 _TRUNK = r"(encoder|decoder)\."
 _LEVEL = _TRUNK + r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)\."
@@ -21,19 +19,19 @@ _MID = _TRUNK + r"mid_block\.resnets\.(\d+)\."
 _ATTN = _TRUNK + r"mid_block\.attentions\.0\."
 _LAYERS = (
     (_TRUNK + r"(conv_in|conv_out)", r"\1/\2", _CONV),
-    (_TRUNK + r"conv_norm_out", r"\1/norm_out", _NORM),
-    (_LEVEL + r"(norm[12])", r"\1/\2_\3/block_\4/\5", _NORM),
+    (_TRUNK + r"conv_norm_out", r"\1/norm_out", AFFINE),
+    (_LEVEL + r"(norm[12])", r"\1/\2_\3/block_\4/\5", AFFINE),
     (_LEVEL + r"(conv[12])", r"\1/\2_\3/block_\4/\5", _CONV),
     (_LEVEL + r"conv_shortcut", r"\1/\2_\3/block_\4/shortcut", _CONV),
     (_TRUNK + r"(down|up)_blocks\.(\d+)\.(downsample|upsample)rs\.0\.conv", r"\1/\2_\3/\4/conv", _CONV),
-    (_MID + r"(norm[12])", r"\1/mid/block_\2/\3", _NORM),
+    (_MID + r"(norm[12])", r"\1/mid/block_\2/\3", AFFINE),
     (_MID + r"(conv[12])", r"\1/mid/block_\2/\3", _CONV),
-    (_ATTN + r"group_norm", r"\1/mid/attn/norm", _NORM),
+    (_ATTN + r"group_norm", r"\1/mid/attn/norm", AFFINE),
     # the second names are those of old files
-    (_ATTN + r"(?:to_q|query)", r"\1/mid/attn/q", _LINEAR),
-    (_ATTN + r"(?:to_k|key)", r"\1/mid/attn/k", _LINEAR),
-    (_ATTN + r"(?:to_v|value)", r"\1/mid/attn/v", _LINEAR),
-    (_ATTN + r"(?:to_out\.0|proj_attn)", r"\1/mid/attn/out", _LINEAR),
+    (_ATTN + r"(?:to_q|query)", r"\1/mid/attn/q", LINEAR),
+    (_ATTN + r"(?:to_k|key)", r"\1/mid/attn/k", LINEAR),
+    (_ATTN + r"(?:to_v|value)", r"\1/mid/attn/v", LINEAR),
+    (_ATTN + r"(?:to_out\.0|proj_attn)", r"\1/mid/attn/out", LINEAR),
     (r"(quant_conv|post_quant_conv)", r"\1", _CONV),
 )
 
@@ -60,11 +58,7 @@ _IGNORED = ("sample_size", "force_upcast", "_diffusers_version", "_name_or_path"
 
 def rules(prefix="", target="") -> tuple[tuple[str, str, str], ...]:
     """The table for `convert`: keys behind `prefix` ("vae.vae.") -> paths behind `target` ("codec/")."""
-    return tuple(
-        (re.escape(prefix) + key + suffix, target + path + leaf, pattern)
-        for key, path, layer in _LAYERS
-        for suffix, leaf, pattern in layer
-    )
+    return rules_of(_LAYERS, re.escape(prefix), target)
 
 
 def config(foreign) -> dict:

@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtok.nn.decoder_block import FeedForward, SelfAttention, Side, stack
+from jaxtok.nn.decoder_block import SelfAttention, Side, stack
+from jaxtok.nn.interpolate import cubic
 from jaxtok.nn.linear import Linear
+from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import Norm
 from jaxtok.nn.patch import patchify
 from jaxtok.pretrained.convert import Report, convert
@@ -106,25 +108,9 @@ def positions(table, grid, wanted):
     """
     if tuple(grid) == tuple(wanted):
         return table
-    rows, columns = (bicubic(n, m, (m + 0.1) / n) for n, m in zip(grid, wanted, strict=True))
+    rows, columns = (cubic(n, m, (m + 0.1) / n) for n, m in zip(grid, wanted, strict=True))
     y = jnp.einsum("hy,wx,yxd->hwd", rows, columns, table.reshape(*grid, -1))
     return y.reshape(-1, table.shape[-1])
-
-
-def bicubic(n, m, scale):
-    """float32 [m n]: the matrix that takes n values to m, `scale` times as dense, without anti-aliasing.
-
-    The kernel is PyTorch's, a = -0.75 where jax.image has Keys's -0.5; beyond the ends the last value goes on.
-    """
-    a = -0.75
-    place = (np.arange(m) + 0.5) / scale - 0.5
-    first = np.floor(place).astype(int)
-    matrix = np.zeros((m, n))
-    for k in range(-1, 3):
-        d = np.abs(place - first - k)
-        near, far = ((a + 2) * d - (a + 3)) * d**2 + 1, ((d - 5) * d + 8) * a * d - 4 * a
-        np.add.at(matrix, (np.arange(m), np.clip(first + k, 0, n - 1)), np.where(d <= 1, near, far))
-    return matrix.astype(np.float32)
 
 
 # ---- published weights ----

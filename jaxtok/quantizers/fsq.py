@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxtok.nn import codebook
 from jaxtok.structs import Codes
 
 
@@ -77,12 +78,7 @@ class FSQ(nn.Module):
         An index outside 0 ... vocabulary - 1 raises ValueError; inside a jitted function, where values cannot be read,
         it gives NaN.
         """
-        valid = (indices >= 0) & (indices < self.vocabulary)
-        if not isinstance(valid, jax.core.Tracer) and not valid.all():
-            raise ValueError(
-                f"FSQ: indices must lie in 0 ... {self.vocabulary - 1}, got {int(indices.min())} ... "
-                f"{int(indices.max())}: were they made by another tokenizer?"
-            )
+        valid = codebook.in_range(indices, self.vocabulary, "FSQ")
         levels = self._levels()
         z = indices_to_digits(indices, levels) / (np.array(levels, np.float32) // 2)
         return jnp.where(valid[..., None], z, jnp.nan).astype(jnp.float32)  # [B N C]

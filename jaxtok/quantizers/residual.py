@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtok.nn import codebook
+from jaxtok.nn.interpolate import cubic
 from jaxtok.structs import Codes
 
 
@@ -90,21 +91,6 @@ def area(size, to):
         begin, end = i * size // to, -(-(i + 1) * size // to)
         matrix[i, begin:end] = 1 / (end - begin)
     return matrix
-
-
-def cubic(size, to, a=-0.75):
-    """[to size], cubic convolution with half-pixel centres; beyond the border the last value goes on (Keys 1981)."""
-    matrix = np.zeros((to, size), np.float64)
-    for i in range(to):
-        centre = (i + 0.5) * size / to - 0.5
-        for place in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            t = abs(centre - place)
-            if t <= 1:
-                weight = (a + 2) * t**3 - (a + 3) * t**2 + 1
-            else:
-                weight = a * (t**3 - 5 * t**2 + 8 * t - 4)
-            matrix[i, min(max(place, 0), size - 1)] += weight
-    return matrix.astype(np.float32)
 
 
 def resize(x, grid, to, matrix):

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from jaxtok.build import build
-from jaxtok.checkpoint import Checkpoints, graft
+from jaxtok.checkpoint import Checkpoints
+from jaxtok.init_from import graft
 from jaxtok.losses.alignment import Alignment
+from jaxtok.nn.interpolate import cubic
 from jaxtok.pretrained import vit
 from jaxtok.pretrained.convert import flatten, match
 from jaxtok.structs import Decoded
@@ -209,8 +211,8 @@ def test_only_uint8_pictures_are_taken():
 def test_the_cubic_is_pytorchs():
     # half-way between two values: -0.09375, 0.59375, 0.59375, -0.09375; the first and last value stand for those beyond
     expected = [[0.5, 0.59375, -0.09375, 0], [0, -0.09375, 0.59375, 0.5]]
-    np.testing.assert_allclose(vit.bicubic(4, 2, 0.5), expected, atol=1e-7)
-    np.testing.assert_allclose(vit.bicubic(5, 5, 1.0), np.eye(5), atol=1e-7)
+    np.testing.assert_allclose(cubic(4, 2, 0.5), expected, atol=1e-7)
+    np.testing.assert_allclose(cubic(5, 5, 1.0), np.eye(5), atol=1e-7)
 
 
 def test_positions_of_another_grid_are_dinov2s():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtok.nn.interpolate import cubic
 from jaxtok.quantizers import residual
 from jaxtok.quantizers.binary import LFQ
 from jaxtok.quantizers.residual import MultiScale, Residual
@@ -106,7 +107,7 @@ def test_scales_by_hand():
     np.testing.assert_allclose(codes.aux["commitment"], (1 + 0) / 2)
 
 
-@pytest.mark.parametrize("matrix", [residual.area, residual.cubic])
+@pytest.mark.parametrize("matrix", [residual.area, cubic])
 def test_resizing_keeps_constants_and_equal_sizes(matrix):
     for size, to in ((7, 3), (3, 7), (1, 5), (5, 1), (4, 4)):
         np.testing.assert_allclose(matrix(size, to).sum(1), 1, rtol=1e-6)
@@ -116,7 +117,7 @@ def test_resizing_keeps_constants_and_equal_sizes(matrix):
 def test_resizing_by_hand():
     np.testing.assert_allclose(residual.area(5, 2), [[1 / 3, 1 / 3, 1 / 3, 0, 0], [0, 0, 1 / 3, 1 / 3, 1 / 3]])
     twice = [-0.10546875, 0.0859375, 0.3515625, 2.1171875, 4.4453125, 4.7421875, 2.8203125, 1.68359375]  # by PyTorch
-    np.testing.assert_allclose(residual.cubic(4, 8) @ [0, 1, 5, 2], twice, rtol=1e-6)
+    np.testing.assert_allclose(cubic(4, 8) @ [0, 1, 5, 2], twice, rtol=1e-6)
     x = jnp.arange(24.0).reshape(1, 12, 2)  # a grid of 3 x 4, rows first
     halves = residual.resize(x, (3, 4), (3, 2), residual.area)
     np.testing.assert_allclose(halves[0, :, 0], [1, 5, 9, 13, 17, 21])
