@@ -10,6 +10,7 @@ from the caller. Orbax is imported where it is used: it takes a while.
 """
 
 import contextlib
+import hashlib
 import json
 import re
 from typing import Any
@@ -228,6 +229,33 @@ def stored_weights(workdir: str) -> list[tuple[Checkpoints, str, dict]]:
     return found + ([(frozen, "frozen", frozen.shapes()["frozen"])] if frozen.steps() else [])
 
 
+def fingerprint(workdir: str) -> str:
+    """Tells a model from another without reading its weights: sha256, in hex, over small things of a workdir.
+
+    It is taken over `task.model` of config.json and, of the newest checkpoint and of workdir/frozen, over the names and
+    sizes of all files and the bytes of Orbax's manifests. Orbax names files of arrays at random, and the manifests name
+    those files. So it changes when the model does, with every step that is saved, and when equal weights are saved once
+    more; it stays when the folder is copied or moved, and when older steps are deleted. Not detected: bytes of arrays
+    that are changed in place, at the same size. Any process may call it alone.
+
+    FileNotFoundError if there is no config.json or no checkpoint.
+    """
+    workdir = _absolute(workdir)
+    model = json.loads((workdir / "config.json").read_text()).get("task", {}).get("model")
+    digest = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+    run, frozen = Checkpoints(workdir), Checkpoints(workdir / "frozen")
+    if not run._list():
+        raise FileNotFoundError(f"No complete checkpoint in {run.folder}: check the workdir, or let its run save one.")
+    for folder in [
+        checkpoints.folder / str(step) for checkpoints in (run, frozen) for step in checkpoints._list()[-1:]
+    ]:
+        for file in sorted(_files(folder)):
+            digest.update(f"\n{file.relative_to(folder).as_posix()} {file.stat().length}".encode())
+            if file.name.startswith("manifest."):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def claim_workdir(workdir: str, config: ConfigDict, free: tuple[str, ...] = FREE) -> None:
     """Makes workdir this config's: writes the config to an empty one, accepts one that holds it, refuses the rest.
 
@@ -267,6 +295,15 @@ def claim_workdir(workdir: str, config: ConfigDict, free: tuple[str, ...] = FREE
 def _absolute(workdir):
     path = epath.Path(workdir).expanduser()
     return path if path.is_absolute() else path.absolute()  # absolute() spoils the URL of a bucket
+
+
+def _files(folder):
+    """All files below a folder but hidden ones, which file managers leave."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        elif not path.name.startswith("."):
+            yield path
 
 
 def _is_key(dtype):

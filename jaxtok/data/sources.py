@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtok.data.codes import Tokenized
 from jaxtok.data.emoji import Emoji
 from jaxtok.data.images import BadRecord, decode_image, stable_fraction
 from jaxtok.data.records import ArrayRecord
 from jaxtok.data.shapes import Shapes
 
-__all__ = ["ArrayRecord", "BadRecord", "Emoji", "Folder", "Shapes", "TFDS"]
+__all__ = ["ArrayRecord", "BadRecord", "Emoji", "Folder", "Shapes", "TFDS", "Tokenized"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 TEST_FOLDERS = ("test", "val", "validation")
