@@ -13,6 +13,8 @@ SHARDING = (
 )
 
 
+LEVELS = (8, 8, 8, 5, 5, 5)  # FlexTok's digits: 64,000 codes
+
 FLIP = dict(name="data.transforms.flip")
 SHIFT = dict(name="data.transforms.shift", pixels=1)
 
@@ -47,6 +49,20 @@ def tokenizer_task(model, losses, token_counts, samplers, frozen=()):
     return dict(name="tasks.TokenizerTask", **fields)
 
 
+def generator_task(model, tokenizer, samplers, decoder):
+    """A GeneratorTask over the codes of a tokenizer, a workdir (jaxtok/tasks.py says what each is)."""
+    return dict(name="tasks.GeneratorTask", model=model, tokenizer=tokenizer, samplers=samplers, decoder=decoder)
+
+
+def codes(path, batch_size=64):
+    """The data of a generator: what python -m jaxtok.tokenize --out=PATH wrote."""
+    source = dict(name="data.sources.Tokenized")
+    return dict(
+        train=dict(source=source | dict(path=f"{path}/train")),
+        eval=dict(source=source | dict(path=f"{path}/eval"), batch_size=batch_size),
+    )
+
+
 def emoji():
     """The data of a small run: the emoji of a pip package, 32 px."""
     source = dict(name="data.sources.Emoji", size=32)
@@ -76,10 +92,10 @@ def tiny(config):
         log_every=2,
         checkpoint=dict(every=3),
         schedule=dict(warmup=2),
-        data=dict(
-            train=dict(source=shapes | dict(split="train", n=64), transforms=(FLIP,)),
-            eval=dict(source=shapes | dict(split="test", n=12), batch_size=8),
-        ),
+    )
+    config.data = dict(
+        train=dict(source=shapes | dict(split="train", n=64), transforms=(FLIP,)),
+        eval=dict(source=shapes | dict(split="test", n=12), batch_size=8),
     )
     return config
 

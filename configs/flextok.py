@@ -24,8 +24,8 @@ number of steps, and how often the condition is dropped.
 """
 
 from configs import common
+from configs.common import LEVELS
 
-LEVELS = (8, 8, 8, 5, 5, 5)  # 64,000 codes
 # A run of configs/kl_vae.py as the codec; its quantizer has no parameters.
 VAE_AS_CODEC = (
     (r"(?:encoder|decoder)/((?:post_)?quant_conv/.*)", r"codec/\1"),

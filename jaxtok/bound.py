@@ -1,5 +1,6 @@
-"""A tokenizer together with its weights: pictures to codes and codes to pictures, in two calls."""
+"""Models together with their weights: pictures to codes and codes to pictures, and conditions to codes."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -32,7 +33,7 @@ class BoundTokenizer:
         if self.picture is not None:
             encode = functools.partial(model.apply, method="encode")
             codes = jax.eval_shape(encode, variables, jax.ShapeDtypeStruct((1, *self.picture), jnp.uint8))
-            self.tokens = codes.indices.shape[1]
+            self.tokens = codes.keep.shape[1]
         self._encoder = jax.jit(functools.partial(encode_indices, model), static_argnames="tokens")
         self._decoder = jax.jit(functools.partial(decode_indices, model), static_argnames="options")
 
@@ -45,10 +46,10 @@ class BoundTokenizer:
         The same picture has the same codes always: a VAE's latents are the mean of its posterior. ValueError for other
         shapes, types and ranges.
         """
-        images = self._checked_images(images)
+        images = self.check_images(images)
         if tokens is not None and not 1 <= tokens <= (self.tokens or tokens):
             raise ValueError(f"tokens={tokens}: a picture has 1 to {self.tokens} tokens.")
-        return self._encoder(self.variables, self._put(images), tokens=None if tokens == self.tokens else tokens)
+        return self._encoder(self.variables, put(images, self._mesh), tokens=None if tokens == self.tokens else tokens)
 
     def decode(self, codes, *, seed: int = 0, **options) -> jax.Array:
         """Codes -> pictures, uint8 [B H W 3].
@@ -77,9 +78,10 @@ class BoundTokenizer:
         bucket = next(n for n in powers_of_two(self.tokens) if n >= k) if self.tokens else k
         codes = np.pad(codes.astype(np.int32), ((0, 0), (0, bucket - k)))
         options = tuple(sorted(options.items()))
-        return self._decoder(self.variables, self._put(codes), k, jax.random.key(seed), options=options)
+        return self._decoder(self.variables, put(codes, self._mesh), k, jax.random.key(seed), options=options)
 
-    def _checked_images(self, images):
+    def check_images(self, images):
+        """Images as `encode` takes them, floats as float32. ValueError for other shapes, types and ranges."""
         images = images if isinstance(images, jax.Array) else np.asarray(images)
         shape = ("B", *(self.picture or ("H", "W", 3)))
         wanted = f"images are [{' '.join(map(str, shape))}]"
@@ -98,10 +100,90 @@ class BoundTokenizer:
             raise ValueError(f"Images of floats lie in [{low:g}, {high:g}], and these in [{least:g}, {most:g}].")
         return images.astype(np.float32)
 
-    def _put(self, batch):
-        if self._mesh is None or len(batch) % (self._mesh.shape["data"] * self._mesh.shape["fsdp"]):
-            return batch
-        return sharding.put_batch({"batch": batch}, self._mesh)["batch"]
+
+class BoundGenerator:
+    """What `jaxtok.load` returns for a generator. Its functions are compiled once for each shape and set of options.
+
+    Attributes:
+      task: the GeneratorTask; task.model is the generator.
+      variables: {"generator", "tokenizer", and "text_tower" if there is one}.
+    """
+
+    def __init__(self, task, variables: dict[str, Any], mesh: jax.sharding.Mesh | None = None):
+        """`mesh`: batches that it divides are split over it; the variables lie on it already."""
+        self.task, self.variables, self._mesh = task, variables, mesh
+        self._sampler = jax.jit(functools.partial(sample_codes, task), static_argnames=("batch", "options"))
+        self._decoder = jax.jit(functools.partial(decode_codes, task), static_argnames="options")
+
+    def sample(self, labels=None, *, text=None, batch: int = 1, seed: int = 0, **options) -> jax.Array:
+        """Draws codes int32 [B k], or latents float32 [B h w C].
+
+        Args:
+          labels: int [B], classes, for a model that has any.
+          text: int [B T], as the run's transforms make it of captions, for a model that reads it.
+          batch: how many, where there is neither: unconditional samples.
+          seed: the same seed and batch give the same codes.
+          options: of the generator's `sample`: `tokens`, `guidance`, `temperature`, `top_k`, `top_p` of an
+            autoregressive one, for instance.
+
+        ValueError for labels that are no classes, TypeError for options that are not there.
+        """
+        model, given = self.task.model, {}
+        if labels is not None:
+            labels, classes = np.atleast_1d(np.asarray(labels)), getattr(model, "classes", 0)
+            if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
+                raise ValueError(f"Labels are integers [B], not {labels.dtype} {list(labels.shape)}.")
+            if labels.min() < 0 or labels.max() >= classes:
+                raise ValueError(f"Labels lie in 0 ... {classes - 1} here, got {labels.min()} ... {labels.max()}.")
+            given["label"] = labels.astype(np.int32)
+        if text is not None:
+            if self.task.text_tower is None:
+                raise ValueError("This generator reads no text.")
+            given["text"] = np.asarray(text, np.int32)
+        lacking = [k for k, has in (("label", getattr(model, "classes", 0)), ("text", self.task.text_tower)) if has]
+        if given and set(given) != set(lacking):
+            raise ValueError(
+                f"This generator is conditioned on {' and '.join(lacking)}; only {sorted(given)} is given."
+            )
+        if len({len(value) for value in given.values()}) > 1:
+            raise ValueError("There are not as many labels as texts.")
+        batch = len(next(iter(given.values()))) if given else batch
+        bound = functools.partial(type(model).rollout if hasattr(model, "rollout") else type(model).sample, None)
+        known = [k for k in parameters(bound.func) if k not in ("self", "rng", "condition", "batch")]
+        check_keys(options, known, f"{type(model).__name__}.sample")
+        options = tuple(sorted(options.items()))
+        return self._sampler(self.variables, put(given, self._mesh), jax.random.key(seed), batch=batch, options=options)
+
+    def decode(self, codes, *, seed: int = 0, **options) -> jax.Array:
+        """Codes int [B k] or latents [B h w C] -> pictures uint8 [B H W 3].
+
+        options: of the tokenizer's decoder, before those of the run's config (`task.decoder`).
+        """
+        known = [k for k in parameters(self.task.codec.decoder.sample) if k not in ("codes", "rng", "noise")]
+        check_keys(options, known, f"{type(self.task.codec.decoder).__name__}.sample")
+        options = tuple(sorted((dict(self.task.decoder) | options).items()))
+        return self._decoder(self.variables, put(codes, self._mesh), jax.random.key(seed), options=options)
+
+
+def sample_codes(task, variables, given, key, batch, options):
+    """Codes for a batch that brings the conditions in `given`, maybe none."""
+    params = {name: tree for name, tree in variables.items() if name != "tokenizer"}
+    condition = task.condition(params, given) if given else None
+    sample = functools.partial(task.model.apply, {"params": params["generator"]}, method="sample")
+    return sample(key, condition, batch=batch, **dict(options))
+
+
+def decode_codes(task, variables, codes, key, options):
+    """Pictures uint8 of codes or latents."""
+    return dataclasses.replace(task, decoder=dict(options)).decode(variables["tokenizer"], codes, key)
+
+
+def put(batch, mesh):
+    """A tree of arrays [B ...], split over the mesh where that divides them."""
+    rows = [len(x) for x in jax.tree.leaves(batch)]
+    if mesh is None or any(n % (mesh.shape["data"] * mesh.shape["fsdp"]) for n in rows):
+        return batch
+    return sharding.put_batch({"batch": batch}, mesh)["batch"]
 
 
 def encode_indices(model, variables, images, tokens=None):

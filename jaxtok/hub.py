@@ -19,18 +19,19 @@ import numpy as np
 from etils import epath
 
 from jaxtok import build, sharding
-from jaxtok.bound import BoundTokenizer, picture_shape
+from jaxtok.bound import BoundGenerator, BoundTokenizer, picture_shape
 from jaxtok.checkpoint import stored_weights
 from jaxtok.pretrained import pickles, safetensors
 from jaxtok.pretrained.convert import Report, flatten, unwrapped
 from jaxtok.tasks import merge
+from jaxtok.tokenizer import Tokenizer
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 EVERYTHING = ((".*", "fsdp"),)
 
 
-def load(source, kind="flextok") -> BoundTokenizer:
+def load(source, kind="flextok") -> BoundTokenizer | BoundGenerator:
     """See `jaxtok.load`."""
     path = find(source)
     mesh = jax.sharding.get_mesh()
@@ -38,7 +39,8 @@ def load(source, kind="flextok") -> BoundTokenizer:
     if mesh and not set(sharding.AXES) <= set(mesh.axis_names):
         raise ValueError(f"The mesh has the axes {mesh.axis_names}: make it with jaxtok.sharding.make_mesh.")
     if (path / "checkpoints").is_dir():
-        return BoundTokenizer(*_restore(path, mesh), mesh)
+        model, variables = restore(path, mesh)
+        return (BoundTokenizer if isinstance(model, Tokenizer) else BoundGenerator)(model, variables, mesh)
     converted = convert(path, kind, mesh)
     if converted.model is None:
         raise ValueError(f"{source} is a {next(iter(converted.config))}, and jaxtok.load gives whole tokenizers.")
@@ -164,8 +166,11 @@ def parameter_shapes(model) -> dict:
     return jax.eval_shape(lambda: model.init(keys, image, train=True))["params"]
 
 
-def _restore(workdir, mesh):
-    """The model of a run and its variables: EMA parameters, what is frozen, and mutable collections."""
+def restore(workdir, mesh):
+    """A run's Tokenizer and its variables, or its GeneratorTask and their trees: EMA parameters, and what is frozen.
+
+    They go onto the mesh by the run's own rules; None: onto the default device.
+    """
     config = json.loads((workdir / "config.json").read_text())
     if "task" not in config:
         raise ValueError(f"{workdir} holds a {next(k for k in config if k != 'source')}, not a whole tokenizer.")
@@ -179,6 +184,8 @@ def _restore(workdir, mesh):
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
         trees[which] = checkpoints.restore_params(which=which, abstract=abstract, whole=False)
     params = merge(trees["ema"], trees.get("frozen", {}))
+    if "tokenizer" in params:  # of a generator, and its variables are whole
+        return build.build(config["task"]), params
     return build.build(config["task"]["model"]), {"params": params, **trees.get("mutable", {})}
 
 

@@ -12,9 +12,9 @@ from jaxtok.sharding import path_name
 def schedule(total_steps, *, peak_lr, warmup=0, end=0.01, decay="cosine"):
     """Linear warm-up from 0 to peak_lr, then "cosine" down to end * peak_lr, or "constant". Step -> rate."""
     if decay not in ("cosine", "constant"):
-        raise ValueError(f'optimizer.decay is "cosine" or "constant", not "{decay}".')
+        raise ValueError(f'schedule.decay is "cosine" or "constant", not "{decay}".')
     if warmup > total_steps:
-        raise ValueError(f"optimizer.warmup is {warmup} steps but the run has {total_steps}: shorten the warm-up.")
+        raise ValueError(f"schedule.warmup is {warmup} steps but the run has {total_steps}: shorten the warm-up.")
     ramp = optax.linear_schedule(0.0, peak_lr, warmup)
     if decay == "constant":
         rest = optax.constant_schedule(peak_lr)

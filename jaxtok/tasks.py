@@ -3,11 +3,14 @@
 init(key, batch) -> {"params", "mutable", "frozen"}
 loss(params, mutable, frozen, batch, key, step) -> (scalar, (mutable, logs))
 evaluate(params, mutable, frozen, batch, key) -> {"rows": {name: [B]}, "pictures": {title: uint8 [B H W 3]}}
-summarize(rows) -> (metrics, table): of all rows of a pass, on the host
+titles() -> of those pictures. summarize(rows) -> (metrics, table): of all rows of a pass, on the host
+check(source): ValueError where a data source is not for this task
+sources() -> where frozen weights come from that the task itself names, as `init_from` takes them
 """
 
 import dataclasses
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +18,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from jaxtok import checkpoint
+from jaxtok.bound import picture_shape
+from jaxtok.build import build
 from jaxtok.eval.reconstruction import psnr, ssim
 from jaxtok.nn import codebook, masks
+from jaxtok.structs import Codes
 from jaxtok.tokenizer import Tokenizer
 
 # The rows of a table that set a scale: what three bytes give, and what a decoder gives that does not read its codes.
@@ -43,6 +51,18 @@ class TokenizerTask:
     token_counts: tuple[int, ...]
     samplers: tuple[Mapping[str, Any], ...]
     frozen: tuple[str, ...] = ()
+    shows = "reconstructions"
+
+    def check(self, source):
+        """ValueError for a source of codes: a tokenizer trains on pictures."""
+        if hasattr(source, "manifest"):
+            raise ValueError(
+                f"{type(source).__name__} gives codes, and a tokenizer trains on pictures: set data.*.source."
+            )
+
+    def sources(self):
+        """None: a config's `init_from` brings them."""
+        return ()
 
     def init(self, key, batch):
         """Trees for a batch of the training data's shapes."""
@@ -158,6 +178,195 @@ class TokenizerTask:
                 line[f"SSIM, {title}"] = f"{metrics[f'ssim/{name}']:.3f}" if name else ""
             table.append(line)
         return table
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorTask:
+    """Trains a model over the codes of a tokenizer.
+
+    A batch brings "codes" or "latents", as python -m jaxtok.tokenize wrote them, or pictures, which are then encoded on
+    the fly; and "label" and "text" where the model reads them.
+
+    Attributes:
+      model: the generator; jaxtok/generate has the contract.
+      tokenizer: workdir of the tokenizer, a run or what jaxtok.pretrained.convert wrote. It is frozen.
+      samplers: ({"title", and options of the model's `sample`}, ...): each draws for the condition of every held-out
+        example.
+      decoder: options of the tokenizer's decoder, with which samples become pictures.
+      text_tower: None, or a module: "text" int [B T] -> (features [B T D], mask [B T]).
+      frozen: ("text_tower",) if that does not train; its weights must come from `init_from`.
+    """
+
+    model: nn.Module
+    tokenizer: str
+    samplers: tuple[Mapping[str, Any], ...] = ()
+    decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text_tower: nn.Module | None = None
+    frozen: tuple[str, ...] = ()
+    shows = "samples"
+
+    @functools.cached_property
+    def codec(self) -> Tokenizer:
+        """The tokenizer's model."""
+        path = epath.Path(self.tokenizer).expanduser() / "config.json"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"task.tokenizer: there is no {path}; it is the workdir of a tokenizer, which python -m jaxtok.train "
+                "(configs/flextok.py) or python -m jaxtok.pretrained.convert writes."
+            )
+        return build(json.loads(path.read_text())["task"]["model"])
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """N, of the tokenizer."""
+        return jax.eval_shape(self._encode, self._stored, self._image).keep.shape[1]
+
+    def check(self, source):
+        """ValueError for codes of another tokenizer, too few of them, or another number of classes."""
+        classes = getattr(self.model, "classes", 0)
+        if classes and classes != len(source.class_names):
+            raise ValueError(f"task.model.classes is {classes}; the data has {len(source.class_names)} classes.")
+        vocabulary, there = getattr(self.model, "vocabulary", None), self.codec.quantizer.vocabulary
+        if vocabulary != there:
+            raise ValueError(f"task.model.vocabulary is {vocabulary}, and that of {self.tokenizer} {there}.")
+        manifest = getattr(source, "manifest", None)
+        if manifest and manifest["tokenizer"]["fingerprint"] != (ours := checkpoint.fingerprint(self.tokenizer)):
+            raise ValueError(
+                f"These codes were made by another tokenizer, {manifest['tokenizer']}, than {self.tokenizer} ({ours}) "
+                "is now: run python -m jaxtok.tokenize again, or set task.tokenizer."
+            )
+        if vocabulary is not None and self.model.length > (k := manifest["tokens"] if manifest else self.tokens):
+            raise ValueError(f"task.model.length is {self.model.length}; a picture has {k} codes here.")
+
+    def sources(self):
+        """The tokenizer's weights, under "tokenizer"."""
+        shapes = {which: tree for _, which, tree in checkpoint.stored_weights(self.tokenizer)}
+        rules = [(rf"({name}/.*)", r"tokenizer/\1") for name in shapes.get("mutable", ())]
+        if any("objective" in tree for tree in shapes.values()):
+            rules.append((r"objective/.*", None))
+        return (dict(path=self.tokenizer, rules=(*rules, (r".*", r"tokenizer/params/\g<0>"))),)
+
+    def init(self, key, batch):
+        """Trees for a batch of the training data's shapes."""
+        keys = dict(zip(("params", "train"), jax.random.split(key), strict=True))
+        frozen = {"tokenizer": jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self._stored)}
+        params = {}
+        if self.text_tower is not None:
+            where = frozen if "text_tower" in self.frozen else params
+            where["text_tower"] = self.text_tower.init(keys["params"], batch["text"])["params"]
+        args = self.codes(frozen, batch), self.condition(merge(params, frozen), batch)
+        params["generator"] = self.model.init(keys, *args, train=True, method="loss")["params"]
+        return {"params": params, "mutable": {}, "frozen": frozen}
+
+    def codes(self, frozen, batch):
+        """What the model is trained on: codes int32 [B N], or latents float32 [B h w C]."""
+        if "latents" in batch:
+            return batch["latents"]
+        codes = batch.get("codes")
+        if codes is None:
+            encoded = self._encode(frozen["tokenizer"], batch["image"])
+            if encoded.indices is None:
+                return encoded.z.reshape(len(encoded.z), *(encoded.grid or encoded.z.shape[1:2]), -1)
+            codes = encoded.indices
+        return codes[:, : self.model.length]
+
+    def condition(self, params, batch):
+        """What the model may read of a batch, as jaxtok/generate has it: None, or a dict."""
+        condition = {}
+        if getattr(self.model, "classes", 0):
+            condition["label"] = batch["label"]
+        if self.text_tower is not None:
+            features, mask = self.text_tower.apply({"params": params["text_tower"]}, batch["text"])
+            condition |= {"text": features, "text_mask": mask}
+        return condition or None
+
+    def loss(self, params, mutable, frozen, batch, key, step):
+        """The mean of the model's Scores, and how often its likeliest code was the right one."""
+        scores = self._scores(params, frozen, batch, key, train=True, step=step)
+        loss = scores.mean()
+        if scores.correct is None:
+            return loss, (mutable, {"loss/generator": loss})
+        accuracy = scores._replace(loss=scores.correct).mean()
+        return loss, (mutable, {"loss/generator": loss, "codes/accuracy": accuracy})
+
+    def evaluate(self, params, mutable, frozen, batch, key):
+        """Scores of held-out codes, their pictures, and samples for their conditions."""
+        scores = self._scores(params, frozen, batch, key)
+        rows = {name: value for name, value in scores._asdict().items() if value is not None}
+        condition, codes = self.condition(merge(params, frozen), batch), self.codes(frozen, batch)
+        pictures = [self.decode(frozen["tokenizer"], codes, key)]
+        for i, sampler in enumerate(self.samplers):
+            options = {k: v for k, v in sampler.items() if k != "title"}
+            sample = functools.partial(self.model.apply, {"params": params["generator"]}, method="sample")
+            codes = sample(jax.random.fold_in(key, i), condition, batch=len(codes), **options)
+            pictures.append(self.decode(frozen["tokenizer"], codes, key))
+        return {"rows": rows, "pictures": pictures}
+
+    def decode(self, variables, codes, key):
+        """Codes int [B k], or latents [B h w C] -> pictures uint8 [B H W 3]."""
+        apply = functools.partial(self.codec.apply, variables)
+        if jnp.issubdtype(codes.dtype, jnp.integer):
+            codes = apply(codes, self.tokens, method="lookup")
+        else:
+            batch, *grid, width = codes.shape
+            z = codes.reshape(batch, -1, width)
+            codes = Codes(z, None, jnp.ones(z.shape[:2], bool), tuple(grid) if len(grid) > 1 else None)
+        return jnp.round(apply(codes, key, **self.decoder, method="decode") * 255).astype(jnp.uint8)
+
+    def titles(self):
+        """Of the pictures that `evaluate` gives."""
+        return ["held out", *(sampler["title"] for sampler in self.samplers)]
+
+    def summarize(self, rows):
+        """Means over held-out examples; of codes also a table, a row for 1, 2, 4 ... tokens: what they cost and hit."""
+
+        def mean(values, places=slice(None)):
+            weight = rows["weight"][:, places]
+            return float((values[:, places] * weight).sum(dtype=np.float64) / max(weight.sum(dtype=np.float64), 1e-8))
+
+        rows = {name: values.reshape(len(values), -1) for name, values in rows.items()}  # Scores may be of samples
+        metrics = {"loss": mean(rows["loss"])}
+        if "correct" not in rows:
+            return metrics, [{"held-out loss": metrics["loss"]}]
+        metrics |= {"bits a token": metrics["loss"] / np.log(2), "accuracy": mean(rows["correct"])}
+        n, start, table = rows["loss"].shape[1], 0, []
+        while start < n:  # the k-th row ends where twice as many tokens do
+            stop = min(max(2 * start, 1), n)
+            bits, hits = mean(rows["loss"], slice(start, stop)) / np.log(2), mean(rows["correct"], slice(start, stop))
+            label = f"{start + 1}" if stop == start + 1 else f"{start + 1} to {stop}"
+            table.append({"tokens": label, "bits a token": f"{bits:.2f}", "likeliest is right": f"{100 * hits:.1f} %"})
+            start = stop
+        bits, hits = metrics["bits a token"], metrics["accuracy"]
+        uniform = np.log2(self.model.vocabulary)
+        table.append({"tokens": "all", "bits a token": f"{bits:.2f}", "likeliest is right": f"{100 * hits:.1f} %"})
+        table.append({"tokens": "uniform guess", "bits a token": f"{uniform:.2f}", "likeliest is right": ""})
+        return metrics, table
+
+    # ---- pieces ----
+
+    @functools.cached_property
+    def _stored(self):
+        """The tokenizer's variables, as shapes."""
+        params, others = {}, {}
+        for _, which, tree in checkpoint.stored_weights(self.tokenizer):
+            tree = {name: part for name, part in tree.items() if name != "objective"}
+            params, others = (params, tree) if which == "mutable" else (merge(params, tree), others)
+        return {"params": params, **others}
+
+    @property
+    def _image(self):
+        shape = picture_shape(self.codec)
+        if shape is None:
+            raise ValueError(f"{self.tokenizer} is made for pictures of any size, so it has no number of tokens.")
+        return jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+
+    def _encode(self, variables, images):
+        return self.codec.apply(variables, images, method="encode")
+
+    def _scores(self, params, frozen, batch, key, **options):
+        condition = self.condition(merge(params, frozen), batch)
+        args = self.codes(frozen, batch), condition
+        return self.model.apply({"params": params["generator"]}, *args, **options, rngs={"train": key}, method="loss")
 
 
 def merge(a, b):

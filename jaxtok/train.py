@@ -76,6 +76,8 @@ def train(config, workdir):
 
     # State: its layout over the mesh comes first, so that nothing is ever whole on one device.
     task = build.build(config.task)
+    task.check(source)
+    task.check(held_out)
     rate = build.call(optim.schedule, total, options=config.schedule, where="config.schedule")
     tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
     init, key = functools.partial(init_state, task, tx, shapes), jax.random.key(config.seed)
@@ -94,7 +96,7 @@ def train(config, workdir):
         if abstract["frozen"]:
             state |= frozen.restore({"frozen": abstract["frozen"]})
     else:
-        state = init_from(jax.jit(init, out_shardings=layout)(key), build.build(config.init_from))
+        state = init_from(jax.jit(init, out_shardings=layout)(key), build.build(config.init_from) + task.sources())
         if state["frozen"]:
             frozen.save(0, {"frozen": state["frozen"]})
             frozen.close()
@@ -154,8 +156,8 @@ def train(config, workdir):
         checkpoints.wait()
         if not metrics:  # the run had ended before
             metrics, table = evaluate(state)
-        log.table(f"Held-out reconstructions of {workdir.name} at step {total}", table)
-        log.print(f"Pictures: {workdir / 'reconstructions.png'}")
+        log.table(f"Held-out {task.shows} of {workdir.name} at step {total}", table)
+        log.print(f"Pictures: {workdir / task.shows}.png")
     return metrics
 
 
@@ -212,7 +214,7 @@ def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
 
 
 def run_evaluation(task, evaluate, batches, mesh, workdir, state):
-    """One pass over the held-out data with the EMA weights: (metrics, table); writes workdir/reconstructions.png."""
+    """One pass over the held-out data with the EMA weights: (metrics, table); draws workdir/<task.shows>.png."""
     rows, shown = [], []
     with batches() as data:
         for batch in data:
@@ -225,7 +227,7 @@ def run_evaluation(task, evaluate, batches, mesh, workdir, state):
     if jax.process_index() == 0:
         columns = map(np.concatenate, zip(*shown, strict=True))
         columns = {t: c[:: max(1, len(c) // SHOWN)][:SHOWN] for t, c in zip(task.titles(), columns, strict=True)}
-        pictures.grid(columns, workdir / "reconstructions.png")
+        pictures.grid(columns, workdir / f"{task.shows}.png")
     return task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
 
 

@@ -11,6 +11,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import cache, sampling
 from jaxtok.generate.condition import batch_size, is_guided, labels
+from jaxtok.generate.heads import Digits
 from jaxtok.generate.objective import score
 from jaxtok.nn import masks, rotary
 from jaxtok.nn.decoder_block import Block, Side, stack
@@ -44,6 +45,8 @@ class AR(nn.Module):
       length: N, the most tokens there can be.
       width, depth: of the transformer.
       block: fields of nn.decoder_block.Block, {} for its defaults.
+      levels: (): a code is one of K, with a vector and a logit of its own. Else a code is so many digits, as FSQ's are,
+        and generate.heads.Digits embeds and predicts them.
       position: "learned" or "sincos" vectors added to every token, or "rotary" (1D) or "rotary_2d" (tokens are a square
         grid; the start has no place and its queries and keys are zero, as in LlamaGen, arXiv 2406.06525).
       classes: how many, 0: no labels.
@@ -61,6 +64,7 @@ class AR(nn.Module):
     width: int
     depth: int
     block: Mapping[str, Any] = FrozenDict()
+    levels: tuple[int, ...] = ()
     position: str = "learned"
     classes: int = 0
     class_token: bool = False
@@ -76,8 +80,14 @@ class AR(nn.Module):
             raise ValueError(f'AR.position is one of {POSITIONS}, not "{self.position}".')
         if self.class_token and not self.classes:
             raise ValueError("AR.class_token needs classes: without any there is no class to start with.")
+        if self.levels and math.prod(self.levels) != self.vocabulary:
+            raise ValueError(f"AR.levels {self.levels} make {math.prod(self.levels)} codes, and not {self.vocabulary}.")
         normal = nn.initializers.normal(0.02)
-        self.token_embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
+        if self.levels:
+            self.digits = Digits(self.levels, self.width)
+        else:
+            self.token_embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
+            self.head = Linear(self.vocabulary, bias=False, init="zeros", dtype=self.dtype)
         if self.classes:
             self.class_embed = nn.Embed(self.classes + self.class_token, self.width, embedding_init=normal)
         if not self.class_token:
@@ -90,19 +100,18 @@ class AR(nn.Module):
         self.drop = nn.Dropout(self.dropout, rng_collection="train")
         self.blocks = stack(self.depth, remat=self.remat, unroll=self.unroll, **self._fields())
         self.norm = Norm(self._block().norm, self._block().eps)
-        self.head = Linear(self.vocabulary, bias=False, init="zeros", dtype=self.dtype)
 
     def __call__(self, indices, condition=None, *, null=None, train=False):
         """Logits [B n K] of n <= N tokens [B n], each given those before it; null bool [B]: whose condition is dropped.
 
-        Without a condition, it is null for all.
+        Without a condition, it is null for all. With `levels` there are no logits but the features [B n D] before them.
         """
         batch, n = indices.shape
         if n > self.length:
             raise ValueError(f"AR has places for {self.length} tokens, got {n}.")
         null = jnp.zeros(batch, bool) if null is None else null
         start, memory, memory_mask = self._condition(condition, null)
-        x = jnp.concatenate([start[:, None], self.token_embed(indices[:, :-1])], 1)  # [B n D]
+        x = jnp.concatenate([start[:, None], self._vectors(indices[:, :-1])], 1)  # [B n D]
         x = self.drop(self._place(x, 0), deterministic=not train).astype(self.dtype)
         side = Side(masks.prefix_causal(0, n), self._rotary(n), memory=memory, memory_mask=memory_mask)
         x, _ = self.blocks(x, side, train)
@@ -113,7 +122,8 @@ class AR(nn.Module):
         if condition is None and (self.classes or self.text):
             raise ValueError("This AR has a condition: its loss needs the labels or texts that belong to the codes.")
         null = jax.random.bernoulli(self.make_rng("train"), self.null_rate, indices.shape[:1]) if train else None
-        return score(self(indices, condition, null=null, train=train), indices)
+        y = self(indices, condition, null=null, train=train)
+        return self.digits.score(y, indices) if self.levels else score(y, indices)
 
     def sample(self, rng, condition=None, **options):
         """Codes int32 [B tokens]; options as `rollout`."""
@@ -129,7 +139,7 @@ class AR(nn.Module):
           guidance: scale, or a schedule over the N tokens (generate/sampling.py).
           temperature, top_k, top_p: see sampling.draw.
 
-        Returns (codes int32 [B k], float32 logits [B k K], guided, of each).
+        Returns (codes int32 [B k], float32 logits [B k K], guided, of each; with `levels` the features in their place).
         """
         k = self.length if tokens is None else tokens
         if not 1 <= k <= self.length:
@@ -155,7 +165,7 @@ class AR(nn.Module):
             )
             x, kept = cache.advance(block, layers, x[:, None], kept, Side(rotary=row, at=place))
             logits = module.apply({"params": params}, x[:, 0], method="_head")
-            if guided:
+            if guided and not self.levels:
                 logits = sampling.guide_pairs(logits, guidance, place, self.length)
             return logits, kept
 
@@ -163,8 +173,18 @@ class AR(nn.Module):
             x = module.apply({"params": params}, codes[:, None], place, method="_embed")[:, 0]
             return sampling.pair(x, x) if guided else x
 
-        def choose(logits, i):
-            return sampling.draw(jax.random.fold_in(rng, i), logits, temperature, top_k, top_p)
+        def choose(y, i):
+            key = jax.random.fold_in(rng, i)
+            if not self.levels:
+                return sampling.draw(key, y, temperature, top_k, top_p)
+
+            def digit(logits, g):  # of the pair's two passes, where it is one
+                logits = sampling.guide_pairs(logits, guidance, i, self.length) if guided else logits
+                chosen = sampling.draw(jax.random.fold_in(key, g), logits, temperature, top_k, top_p)
+                return sampling.pair(chosen, chosen) if guided else chosen
+
+            codes = module.apply({"params": params}, y, digit, method="_draw")
+            return sampling.unpair(codes)[0] if guided else codes
 
         kept = cache.empty(block, layers, len(prefix), self.width, k, *memory)
         return cache.unroll(step, embed, choose, prefix, kept, k)
@@ -199,7 +219,13 @@ class AR(nn.Module):
 
     def _embed(self, indices, at):
         """Codes int [B n] that stand from place `at` on -> [B n D]."""
-        return self._place(self.token_embed(indices), at)
+        return self._place(self._vectors(indices), at)
+
+    def _vectors(self, indices):
+        return self.digits.embed(indices) if self.levels else self.token_embed(indices)
+
+    def _draw(self, features, choose):
+        return self.digits.draw(features, choose)
 
     def _place(self, x, at):
         """x [B n D] with the vectors of its places, from `at` on."""
@@ -221,4 +247,5 @@ class AR(nn.Module):
         return None
 
     def _head(self, x):
-        return self.head(self.norm(x)).astype(jnp.float32)
+        x = self.norm(x)
+        return x if self.levels else self.head(x).astype(jnp.float32)

@@ -21,6 +21,7 @@ ARS = {
     ),
     "text": dict(classes=0, text=True),
     "text and classes": dict(text=True),
+    "digits": dict(levels=(3, 2, 2)),
 }
 
 
