@@ -4,10 +4,11 @@ Such a file is a pickle, a program for a small machine that can call any functio
 the opcodes are read one by one, those that a state dict needs make plain dicts, lists and numbers, and a few names of
 torch mean "a view of these bytes". Every other name or opcode is refused, and with it the file.
 
-Two layouts: a zip archive (torch 1.6 and newer), whose arrays stay views of memory maps, and before that a chain of
-pickles followed by the raw arrays, which are read into memory.
+Two layouts of torch: a zip archive (torch 1.6 and newer), whose arrays stay views of memory maps, and before that a
+chain of pickles followed by the raw arrays, which are read into memory. Or, with other names, a pickle of numpy arrays.
 """
 
+import contextlib
 import pickletools
 import zipfile
 from pathlib import Path
@@ -28,7 +29,7 @@ STORAGES = {
     "torch.FloatStorage": np.float32,
     "torch.DoubleStorage": np.float64,
 }
-ALLOWED = {
+TORCH = {
     "collections.OrderedDict",
     "torch.Size",
     "torch._utils._rebuild_tensor",
@@ -36,11 +37,14 @@ ALLOWED = {
     "torch._utils._rebuild_parameter",
     *STORAGES,
 }
+NUMPY = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"}
+NUMBERS = "b1 u1 i1 i2 i4 i8 f2 f4 f8".split()  # no others: an object's bytes would be an address
 MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of the older layout holds
 LITERALS = (
     "INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT "
     "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8"
 ).split()
+BYTES = "BINBYTES SHORT_BINBYTES BINBYTES8".split()
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
@@ -65,18 +69,33 @@ def read(path) -> Any:
     ValueError, one sentence: the file is neither layout, is damaged, or names what a state dict does not need.
     """
     path = Path(path)
-    try:
+    with _in_words(path, "torch.save", "load it with torch and save its tensors alone (a state dict)"):
         if zipfile.is_zipfile(path):
             return _read_zip(path)
         with path.open("rb") as file:
             return _read_chain(file, path.stat().st_size)
+
+
+def read_numpy(path) -> Any:
+    """A file of pickle.dump -> its nested dicts, lists and tuples, of numbers, strings and numpy arrays.
+
+    Arrays may be bool, integers or floats, little-endian. ValueError, one sentence: as of `read`.
+    """
+    path = Path(path)
+    with _in_words(path, "pickle.dump", "load it with pickle and save its arrays alone"), path.open("rb") as file:
+        return _run(file, names=NUMPY)
+
+
+@contextlib.contextmanager
+def _in_words(path, writer, way_out):
+    try:
+        yield
     except _Refused as error:
         raise ValueError(
-            f"{path} {error}, and nothing of it was run: where you trust the file, load it with torch and save its "
-            "tensors alone (a state dict), best as .safetensors."
+            f"{path} {error}, and nothing of it was run: where you trust the file, {way_out}, best as .safetensors."
         ) from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OverflowError) as error:
-        raise ValueError(f"{path} cannot be read as a file of torch.save ({error!r}): download it again.") from None
+        raise ValueError(f"{path} cannot be read as a file of {writer} ({error!r}): download it again.") from None
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path} is a damaged archive ({error}): download it again.") from None
 
@@ -146,8 +165,11 @@ def _read_chain(file, size):
     return tree
 
 
-def _run(file, storage=None):
-    """What one pickle makes. `storage`: (key, size) -> uint8 [size], the bytes that tensors are views of."""
+def _run(file, storage=None, names=TORCH):
+    """What one pickle makes.
+
+    storage: (key, size) -> uint8 [size], the bytes that tensors are views of. names: those that it may mention.
+    """
     stack, marks, memo = [], [], {}
 
     def pop(n):
@@ -167,6 +189,8 @@ def _run(file, storage=None):
             case "MARK":
                 marks.append(len(stack))
             case name if name in LITERALS:
+                stack.append(argument)
+            case name if name in BYTES and names is NUMPY:
                 stack.append(argument)
             case name if name in CONSTANTS:
                 stack.append(CONSTANTS[name])
@@ -191,16 +215,16 @@ def _run(file, storage=None):
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_name(*argument.split(" ")))
+                stack.append(_name(names, *argument.split(" ")))
             case "STACK_GLOBAL":
-                stack.append(_name(*pop(2)))
+                stack.append(_name(names, *pop(2)))
             case "BINPERSID":
                 stack.append(_storage(storage, *pop(1)))
             case "REDUCE":
                 stack.append(_make(*pop(2)))
-            case "BUILD":  # attributes of an OrderedDict, such as a state dict's versions
-                pop(1)
-                _expect(stack[-1], dict)
+            case "BUILD":
+                (state,) = pop(1)
+                _build(stack[-1], state)
             case "STOP":
                 (tree,) = stack
                 return tree
@@ -209,9 +233,9 @@ def _run(file, storage=None):
     raise EOFError("the pickle has no end")
 
 
-def _name(module, name):
+def _name(names, module, name):
     full = f"{_expect(module, str)}.{_expect(name, str)}"
-    if full not in ALLOWED:
+    if full not in names:
         raise _Refused(f"names {full}, which a state dict does not need")
     return Name(full)
 
@@ -242,8 +266,26 @@ def _make(function, arguments):
             shape, strides = (tuple(map(_natural, _expect(sizes, tuple))) for sizes in (shape, strides))
             strides = tuple(n * dtype.itemsize for n in strides)
             return np.ndarray(shape, dtype, bytes_, _natural(offset) * dtype.itemsize, strides)  # checks the bounds
+        case "numpy.core.multiarray._reconstruct" | "numpy._core.multiarray._reconstruct", (Name("numpy.ndarray"), *_):
+            return np.zeros(0, np.int8)  # a new one for each call: its state comes by a BUILD
+        case "numpy.dtype", (str(code), *_) if code in NUMBERS:
+            return np.dtype(code)
         case name, _:
-            raise _Refused(f"calls {name} with other arguments than torch.save")
+            raise _Refused(f"calls {name} with other arguments than its writer")
+
+
+def _build(value, state):
+    """Gives a value its state: an array its content, a type of numbers its order of bytes; a dict's is dropped."""
+    match value, state:
+        case (dict(), _) | (np.dtype(), (_, "<" | "|", *_)):
+            pass
+        case np.ndarray(), (_, shape, np.dtype() as dtype, bool(fortran), bytes(content)):
+            shape = tuple(map(_natural, _expect(shape, tuple)))
+            if np.ndarray(shape, dtype, content).nbytes != len(content):  # __setstate__ trusts its arguments
+                raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
+            value.__setstate__((1, shape, dtype, fortran, content))
+        case _:
+            raise _Refused(f"gives a {type(value).__name__} another state than its writer")
 
 
 def _fill(tree, keys, values):
