@@ -10,6 +10,7 @@ A source is one of
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ def load(source, kind="flextok") -> BoundTokenizer | BoundGenerator:
     converted = convert(path, kind, mesh)
     if converted.model is None:
         raise ValueError(f"{source} is a {next(iter(converted.config))}, and jaxtok.load gives whole tokenizers.")
+    print(converted.licence, file=sys.stderr)
     return BoundTokenizer(converted.model, converted.variables, mesh)
 
 

@@ -264,12 +264,13 @@ def as_pickle(tiny, folder):
 
 
 @pytest.mark.parametrize("form", [as_folder, as_shards, as_pickle])
-def test_every_form_gives_the_same_model(loaded, tiny, tmp_path, form):
+def test_every_form_gives_the_same_model_and_says_its_licence(loaded, tiny, tmp_path, capsys, form):
     source = form(tiny[1], tmp_path)
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae/config.json").write_text(json.dumps(published.TINY_VAE))
     found = jaxtok.load(str(source))
     assert equal(found.variables, loaded.variables) and str(found.model) == str(loaded.model)
+    assert "for research alone" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_size_is_refused(tiny, tmp_path):
