@@ -1,7 +1,9 @@
 """How close pictures are to the originals: PSNR and SSIM, and what JPEG and WebP reach at how many bytes."""
 
 import io
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -58,36 +60,48 @@ def ssim(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(luminance * structure, axis=(1, 2, 3))  # [B]
 
 
-def jpeg_webp(images: np.ndarray, qualities: Sequence[int] = (0, 10, 50)) -> list[dict]:
+def jpeg_webp(
+    images: np.ndarray,
+    qualities: Sequence[int] = (0, 10, 50),
+    scales: Sequence[float] = (1,),
+    scores: Mapping[str, Callable] = MappingProxyType({"psnr": psnr, "ssim": ssim}),
+) -> list[dict]:
     """What JPEG and WebP reach on these pictures: the yardstick beside a tokenizer's bytes.
 
     Args:
       images: uint8 [N H W 3].
       qualities: Pillow's quality setting, 0 to 100. JPEG gets tables fitted to the picture (`optimize`), or a fixed 400
         bytes would count against it; the rest are Pillow's defaults (colour at half resolution).
+      scales: 1/2 stores pictures of half the height and width (Lanczos), drawn large again for the score (bicubic).
+      scores: name -> f(originals, decoded), both uint8 [N H W 3], -> [N].
 
     Returns:
-      One row a format and quality, ready for a table: `codec` (its name), `bytes` a picture (the mean size of the whole
-      file, headers included), `psnr` and `ssim`, means over the pictures.
+      One row a format, quality and scale, ready for a table: `codec` (their names), `bytes` a picture (the mean size of
+      the whole file, headers included), and each score, a mean over the pictures.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ValueError(f"jpeg_webp takes uint8 pictures [N H W 3], got {images.dtype} {images.shape}")
     rows = []
-    for codec in ("JPEG", "WebP"):
-        for quality in qualities:
-            files = [_encode(picture, codec, quality) for picture in images]
-            decoded = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-            size = sum(map(len, files)) / len(files)
-            scores = {"psnr": float(psnr(images, decoded).mean()), "ssim": float(ssim(images, decoded).mean())}
-            rows.append({"codec": f"{codec} q{quality}", "bytes": size, **scores})
+    for codec, quality, scale in itertools.product(("JPEG", "WebP"), qualities, scales):
+        pairs = [_encode(picture, codec, quality, scale) for picture in images]
+        size = sum(size for size, _ in pairs) / len(pairs)
+        decoded = np.stack([picture for _, picture in pairs])
+        means = {name: float(jnp.mean(score(images, decoded))) for name, score in scores.items()}
+        rows.append({"codec": f"{codec} q{quality}" + f" at {scale:g}" * (scale != 1), "bytes": size, **means})
     return rows
 
 
-def _encode(picture: np.ndarray, codec: str, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format=codec, quality=quality, optimize=True)
-    return buffer.getvalue()
+def _encode(picture: np.ndarray, codec: str, quality: int, scale: float) -> tuple[int, np.ndarray]:
+    """Bytes of the file, and the picture as it comes back."""
+    height, width, _ = picture.shape
+    buffer, image = io.BytesIO(), Image.fromarray(picture)
+    if scale != 1:
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        image = image.resize(small, Image.Resampling.LANCZOS)
+    image.save(buffer, format=codec, quality=quality, optimize=True)
+    back = Image.open(buffer).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return len(buffer.getvalue()), np.asarray(back)
 
 
 def _pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,244 @@
+"""What a run is worth on held-out pictures: python -m jaxtok.evaluate --checkpoint=runs/flextok
+
+Writes WORKDIR/evaluation: its pictures, report.html, one file that opens anywhere, and at last metrics.json.
+docs/metrics.md says what each number is. Read evaluate() and of_tokenizer() from top to bottom.
+"""
+
+import ast
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from jaxtok import build, hub, sharding
+from jaxtok.bound import picture_shape
+from jaxtok.checkpoint import Checkpoints
+from jaxtok.data import pipeline
+from jaxtok.eval import report, sections, streaming
+from jaxtok.eval.probe import latents, prefix, probe
+from jaxtok.metrics import format_table
+from jaxtok.pretrained import perceptual
+from jaxtok.pretrained.extractors import extractor
+from jaxtok.tasks import MEAN_COLOUR, SWAPPED, TokenizerTask
+from jaxtok.train import transforms, use_huge_pages
+
+PROBED = 4000  # pictures a side of the probe, at most
+
+
+class Run(NamedTuple):
+    """What is evaluated, and on what."""
+
+    task: Any
+    variables: dict  # as model.apply takes them, on the mesh
+    data: ConfigDict  # a config's section of that name
+    mesh: jax.sharding.Mesh
+    out: Path
+
+
+def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
+    """Evaluates the run in the workdir `checkpoint`, writes the folder `out` and returns the metrics.
+
+    Args:
+      out: default: evaluation/ in the workdir.
+      config: its data section replaces that of the run.
+      mesh: default: all devices, over which pictures and parameters are split.
+      options: of `of_tokenizer`.
+    """
+    path = hub.find(checkpoint)
+    if not (path / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{path} is no workdir of a run: python -m jaxtok.pretrained.convert makes one of published weights."
+        )
+    if "://" in str(out := out or path / "evaluation"):
+        raise ValueError(f"{out} is not on this machine: set --out to a local folder.")
+    spec = json.loads((path / "config.json").read_text())
+    data = (config or ConfigDict(spec)).get("data")
+    if not data:
+        raise ValueError(f"{path}/config.json names no data: give --config=FILE, a config whose data section counts.")
+    mesh = mesh or sharding.make_mesh(data=1, fsdp=-1)
+    task, out, step = build.build(spec.get("task")), Path(out), Checkpoints(path).latest()
+    if not isinstance(task, TokenizerTask):
+        raise ValueError(f"{path} is a run of {type(task).__name__}: only tokenizers are evaluated here.")
+    run = Run(task, hub.restore(path, mesh)[1], data, mesh, out)
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "metrics.json").unlink(missing_ok=True)  # it is there when all else is
+    metrics, parts = of_tokenizer(run, **options)
+    if jax.process_index():
+        return metrics
+    metrics = {"run": path.name, "step": step, **metrics}
+    for part in parts:
+        for caption, rows in part.tables.items():
+            print(f"\n{format_table(caption, rows)}")
+    about = f"{metrics['pictures']} held-out pictures of {json.dumps(data.eval.source.to_dict())}. Averaged weights."
+    title = f"{path.name} at step {step}"
+    report.write(out / "report.html", report.page(title, [about, *metrics["notes"]], parts))
+    report.write(out / "metrics.json", report.to_json(metrics))
+    print("", *metrics["notes"], f"Report: {out / 'report.html'}", sep="\n")
+    return metrics
+
+
+def of_tokenizer(
+    run,
+    limit=None,
+    batch=None,
+    tokens=(),
+    sampler=None,
+    all_samplers=False,
+    net="alexnet",
+    inception=None,
+    lpips="alex",
+):
+    """(metrics, sections of the report) of a tokenizer.
+
+    Args:
+      limit: so many held-out pictures, spread over the set; default: all.
+      batch: pictures at a time, over all devices; default: the config's.
+      tokens: token counts k; default: the task's.
+      sampler: options of the decoder's `sample`, instead of the task's first sampler.
+      all_samplers: all of the task's.
+      net: the name of the extractor for the Fréchet distance.
+      inception: the file of weights with which it is FID.
+      lpips: the net of LPIPS.
+    """
+    samplers = run.task.samplers if all_samplers else run.task.samplers[:1]
+    if sampler:
+        decoder = run.task.model.decoder
+        known = sorted(build.parameters(decoder.sample).keys() - {"codes", "rng", "noise"})
+        build.check_keys(sampler, known, f"{type(decoder).__name__}.sample")
+        samplers = ({"title": ", ".join(f"{k}={v}" for k, v in sampler.items()), **sampler},)
+    task = dataclasses.replace(run.task, token_counts=tuple(tokens) or run.task.token_counts, samplers=samplers)
+    source, change = streaming.Spread(build.build(run.data.eval.source), limit), transforms(run.data.eval)
+    batch, notes = batch or run.data.eval.batch_size, []
+    example = pipeline.next_good(source, 0, len(source), 1.0)[0]
+    shape = pipeline.augment(example, change, (0,))["image"].shape
+    if (made_for := picture_shape(task.model) or shape) != shape:
+        raise ValueError(f"The run is made for pictures {list(made_for)}; data.eval gives {list(shape)}: crop them.")
+    judge = distance_of(lpips, shape, notes)
+    if inception:  # asked for by name, so it must be there
+        features = extractor("inception", inception)
+    else:
+        features = or_note("Fréchet distance", lambda: extractor(net), notes)
+
+    tools = judge, features and features.features, streaming.wanted(len(source))
+    tools = jax.device_put(tools, NamedSharding(run.mesh, PartitionSpec()))
+    found = over(run, source, change, batch, "Rebuilding pictures", functools.partial(streaming.look, task), *tools)
+    passed = streaming.collect(found, streaming.labels(task))
+    found, probed = probe_codes(task, run, source, change, batch, notes)
+    if jax.process_index():
+        return {}, []
+    scales = {MEAN_COLOUR: 3.0, SWAPPED: None}
+    read = lambda i: pipeline.augment(source[i], change, (i,))["image"]
+    metrics, parts = sections.tokenizer(
+        task, passed, judge, features, lpips, scales, read, source.number, run.out, notes
+    )
+    n = len(passed[0]["index"])
+    return {"pictures": n, "bad": len(source) - n, **metrics, "probe": found, "notes": notes}, [*parts, *probed]
+
+
+def probe_codes(task, run, held_out, change, batch, notes):
+    """({token count: what `probe` finds}, [its section]), or nothing and a note."""
+    train = build.build(run.data.train.source)
+    classes = len(getattr(train, "class_names", ()))
+    if classes < 2:
+        notes.append("No probe: the training pictures have no classes.")
+        return {}, []
+    encode = functools.partial(task.model.apply, method="encode")
+    function = functools.partial(latents, encode, task.token_counts)
+
+    def read(source, title):
+        parts = []
+        for z, label, mask in over(run, source, change, batch, title, function):
+            known = mask & (label >= 0)  # a test set may hide its labels
+            parts.append(jax.tree.map(lambda x, known=known: x[known], (z, label)))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    x, y = read(streaming.Spread(train, PROBED), "Codes to train a probe")
+    test_x, test_y = read(streaming.Spread(held_out, PROBED), "Codes to test it")
+    if len(np.unique(y)) < 2 or not len(test_y):
+        notes.append("No probe: the pictures are all of one class, or their labels are hidden.")
+        return {}, []
+    of = lambda i, k: probe((prefix(x, i, k), y), (prefix(test_x, i, k), test_y), classes)
+    found = {k: of(i, k) for i, k in enumerate(task.token_counts)}
+    return found, [sections.probe(found, len(y), len(test_y))]
+
+
+def over(run, source, change, batch, title, function, *args):
+    """Yields function(variables, *args, batch) for the batches of a source, on the host; a bar shows how far it is.
+
+    The function is compiled; what it returns is put together on every device, so it must be small.
+    """
+    program = jax.jit(function, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
+    processes = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    options = dict(batch_size=batch, max_bad=run.data.get("max_bad", 0.01), **processes)
+    shown = dict(total=-(-len(source) // batch), desc=title, dynamic_ncols=True)
+    with pipeline.eval_batches(source, change, **options) as data:
+        for local in tqdm(data, disable=jax.process_index() > 0 or None, **shown):
+            arrays = {name: local[name] for name in ("image", "label", "mask") if name in local}
+            arrays["index"] = local["index"].astype(np.int32)
+            yield jax.device_get(program(run.variables, *args, sharding.put_batch(arrays, run.mesh)))
+
+
+# ---- pieces ----
+
+
+def distance_of(net, shape, notes):
+    """LPIPS as a function of two batches of pictures, or None and a note."""
+    if min(shape[:2]) < perceptual.SMALLEST[net]:
+        notes.append(f"No LPIPS: with {net} it takes pictures of at least {perceptual.SMALLEST[net]} pixels a side.")
+        return None
+    params = or_note("LPIPS", lambda: perceptual.lpips_params(net), notes)
+    apply = lambda params, a, b: perceptual.LPIPS(net).apply({"params": params}, a, b)
+    return params and jax.tree_util.Partial(apply, params)
+
+
+def or_note(what, make, notes):
+    """make(), or None and a note that says how to get what is missing."""
+    try:
+        return make()
+    except FileNotFoundError as error:
+        notes.append(f"No {what}: {error}")
+        return None
+
+
+def options_of(words):
+    """("steps=20", "guidance=7.5") -> {"steps": 20, "guidance": 7.5}."""
+    try:
+        return {name: ast.literal_eval(value) for name, value in (word.split("=") for word in words)}
+    except (ValueError, SyntaxError):
+        raise app.UsageError(f"--sampler={','.join(words)}: write it as NAME=NUMBER,NAME=NUMBER.") from None
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments {argv[1:]}: options are --NAME=VALUE; --help lists them.")
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates
+    names = ("limit", "batch", "all_samplers", "inception", "lpips")
+    options = {name: getattr(FLAGS, name) for name in names} | {"net": FLAGS.extractor}
+    options |= {"tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
+    evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
+
+
+if __name__ == "__main__":
+    use_huge_pages()
+    FLAGS = flags.FLAGS
+    flags.DEFINE_string("checkpoint", None, "Workdir of a run, or of converted weights.", required=True)
+    flags.DEFINE_string("out", None, "Where to write; default: evaluation/ in the workdir.")
+    config_flags.DEFINE_config_file("config", None, "A config whose data section replaces that of the run.")
+    flags.DEFINE_integer("limit", None, "So many held-out pictures, spread over the set; default: all.", lower_bound=1)
+    flags.DEFINE_integer("batch", None, "Pictures at a time, over all devices; default: the config's.", lower_bound=1)
+    flags.DEFINE_list("tokens", [], "Token counts, as 1,4,16; default: the run's.")
+    flags.DEFINE_list("sampler", [], "Of the decoder, as steps=20,guidance=7.5; default: the run's first.")
+    flags.DEFINE_bool("all_samplers", False, "All samplers of the run, not the first alone.")
+    flags.DEFINE_enum("extractor", "alexnet", ["alexnet", "efflite0"], "Of the features for the Fréchet distance.")
+    flags.DEFINE_string("inception", None, "File of Inception weights that makes the Fréchet distance FID.")
+    flags.DEFINE_enum("lpips", "alex", sorted(perceptual.SMALLEST), "The net of LPIPS.")
+    app.run(main)
