@@ -29,7 +29,7 @@ SIZES = {
     "679M": (24, 1536),
     "1.33B": (30, 1920),
 }
-SAMPLERS = tuple(dict(title=f"its class,\n{k} tokens", tokens=k, guidance=1.5) for k in (1, 4, 16))
+SAMPLERS = tuple(dict(title=f"its class,\n{k} of 16 tokens", tokens=k, guidance=1.5) for k in (1, 4, 16))
 IMAGENET = 1_281_167  # training pictures
 
 

@@ -183,7 +183,7 @@ def put(batch, mesh):
     rows = [len(x) for x in jax.tree.leaves(batch)]
     if mesh is None or any(n % (mesh.shape["data"] * mesh.shape["fsdp"]) for n in rows):
         return batch
-    return sharding.put_batch({"batch": batch}, mesh)["batch"]
+    return jax.tree.map(lambda x: sharding.put_batch({"rows": x}, mesh)["rows"], batch)
 
 
 def encode_indices(model, variables, images, tokens=None):

@@ -22,15 +22,23 @@ from jaxtok import build, hub, sharding
 from jaxtok.bound import picture_shape
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
-from jaxtok.eval import report, sections, streaming
+from jaxtok.eval import frechet, generation, report, sections, streaming
+from jaxtok.eval.classifier import train_classifier
 from jaxtok.eval.probe import latents, prefix, probe
+from jaxtok.eval.report import Section
 from jaxtok.metrics import format_table
 from jaxtok.pretrained import perceptual
 from jaxtok.pretrained.extractors import extractor
 from jaxtok.tasks import MEAN_COLOUR, SWAPPED, TokenizerTask
-from jaxtok.train import transforms, use_huge_pages
+from jaxtok.train import numeric, transforms, use_huge_pages
 
 PROBED = 4000  # pictures a side of the probe, at most
+KNOWN = 100_000  # training examples among which copies are looked for, at most
+JUDGED = (
+    "The class is named by a small classifier, trained here on {n} real training pictures. What it says of "
+    "held-out pictures is what perfect samples would get, and of their own codes, what the tokenizer allows. {samples} "
+    "samples a row."
+)
 
 
 class Run(NamedTuple):
@@ -50,7 +58,7 @@ def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
       out: default: evaluation/ in the workdir.
       config: its data section replaces that of the run.
       mesh: default: all devices, over which pictures and parameters are split.
-      options: of `of_tokenizer`.
+      options: of `of_tokenizer` or `of_generator`, whichever it is.
     """
     path = hub.find(checkpoint)
     if not (path / "checkpoints").is_dir():
@@ -65,13 +73,13 @@ def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
         raise ValueError(f"{path}/config.json names no data: give --config=FILE, a config whose data section counts.")
     mesh = mesh or sharding.make_mesh(data=1, fsdp=-1)
     task, out, step = build.build(spec.get("task")), Path(out), Checkpoints(path).latest()
-    if not isinstance(task, TokenizerTask):
-        raise ValueError(f"{path} is a run of {type(task).__name__}: only tokenizers are evaluated here.")
     run = Run(task, hub.restore(path, mesh)[1], data, mesh, out)
+    of = of_tokenizer if isinstance(task, TokenizerTask) else of_generator
+    build.check_keys(options, build.parameters(of), f"The evaluation of a {type(task).__name__}")
     if jax.process_index() == 0:
         out.mkdir(parents=True, exist_ok=True)
         (out / "metrics.json").unlink(missing_ok=True)  # it is there when all else is
-    metrics, parts = of_tokenizer(run, **options)
+    metrics, parts = of(run, **options)
     if jax.process_index():
         return metrics
     metrics = {"run": path.name, "step": step, **metrics}
@@ -144,6 +152,75 @@ def of_tokenizer(
     return {"pictures": n, "bad": len(source) - n, **metrics, "probe": found, "notes": notes}, [*parts, *probed]
 
 
+def of_generator(run, limit=None, batch=None, samples=2, net="alexnet", inception=None):
+    """(metrics, sections of the report) of a generator: what held-out codes cost, and samples for their conditions.
+
+    Args:
+      limit, batch, net, inception: as of a tokenizer.
+      samples: of each of the run's samplers, for each held-out example.
+    """
+    task, notes = run.task, []
+    source, change = streaming.Spread(build.build(run.data.eval.source), limit), transforms(run.data.eval)
+    batch, titles = batch or run.data.eval.batch_size, [generation.OWN, *task.titles()[1:]]
+    if inception:
+        features = extractor("inception", inception)
+    else:
+        features = or_note("Fréchet distance", lambda: extractor(net), notes)
+    known = pictures_of(build.build(run.data.train.source), run.data.train)
+    truth, seen = pictures_of(source.source, run.data.eval)
+    truth, names = streaming.Spread(truth, limit), source.source.class_names
+    judge, params = None, None
+    if getattr(task.model, "classes", 0) > 1:
+        print("Training a classifier on the real pictures ...", flush=True)
+        apply, params, _ = train_classifier(known[0], transforms(known[1]), len(names))
+        judge = jax.tree_util.Partial(lambda params, x: apply(params, x).argmax(-1), params)
+    tools = jax.device_put((judge, features and features.features), NamedSharding(run.mesh, PartitionSpec()))
+
+    look = lambda variables, judge, features, batch: generation.real(judge, features, batch)
+    found = over(run, truth, transforms(seen), batch, "Looking at real pictures", look, *tools)
+    real, halves, _ = generation.collect(found, [generation.REAL])
+    look, passes = functools.partial(generation.look, task), []
+    for turn in range(samples):
+        title = f"Drawing samples, {turn + 1} of {samples}"
+        found = over(run, source, change, batch, title, look, *tools, jax.random.key(turn))
+        passes.append(generation.collect(found, titles))
+    if jax.process_index():
+        return {}, []
+    (rows, moments, shown), turns = passes[0], [rows for rows, *_ in passes]
+    scores, table = task.summarize({name: rows[name] for name in ("loss", "weight", "correct") if name in rows})
+    metrics = {"pictures": len(rows["index"]), "held out": scores}
+    parts = [Section("Held-out codes", (), {"What held-out codes cost": table})]
+
+    named, text, far, title = {}, [], {}, features and features.title
+    if judge:
+        named[generation.REAL] = real[f"class/{generation.REAL}"], real["label"]
+        for name in titles:
+            some = turns[: None if name in titles[1:] else 1]
+            named[name] = tuple(np.concatenate([r[key] for r in some]) for key in (f"class/{name}", "label"))
+        text.append(JUDGED.format(n=len(known[0]), samples=samples * len(rows["index"])))
+    if moments and len(rows["index"]) >= 4:
+        sets = {name: frechet.merge(*parts) for name, parts in moments.items()}
+        sets["originals"] = halves[generation.REAL]
+        far, metrics["frechet"], line = sections.distances(sets, title, features.width, features.sha256)
+        far[sections.HALVES] = metrics["frechet"]["floor"]
+        text.append(line)
+    metrics["samples"], part = generation.quality(named, far, title, text)
+    parts.append(part._replace(pictures=generation.grid(shown, names if named else (), run.out)))
+    train = build.build(run.data.train.source)
+    if f"codes/{task.titles()[0]}" in rows and hasattr(train, "manifest"):
+        codes = np.stack([train[i]["codes"] for i in streaming.Spread(train, KNOWN).numbers])
+        drawn = {name: rows[f"codes/{t}"] for name, t in zip(titles, task.titles(), strict=True)}
+        metrics["copies"], part = generation.copies(drawn, codes)
+        parts.append(part)
+    return metrics | {"notes": notes}, parts
+
+
+def pictures_of(source, data):
+    """(The pictures that a source of codes was made of, or the source itself; a section with their transforms)."""
+    manifest = getattr(source, "manifest", None)
+    return (build.build(manifest["source"]), ConfigDict(manifest)) if manifest else (source, data)
+
+
 def probe_codes(task, run, held_out, change, batch, notes):
     """({token count: what `probe` finds}, [its section]), or nothing and a note."""
     train = build.build(run.data.train.source)
@@ -182,7 +259,7 @@ def over(run, source, change, batch, title, function, *args):
     shown = dict(total=-(-len(source) // batch), desc=title, dynamic_ncols=True)
     with pipeline.eval_batches(source, change, **options) as data:
         for local in tqdm(data, disable=jax.process_index() > 0 or None, **shown):
-            arrays = {name: local[name] for name in ("image", "label", "mask") if name in local}
+            arrays = numeric(local)
             arrays["index"] = local["index"].astype(np.int32)
             yield jax.device_get(program(run.variables, *args, sharding.put_batch(arrays, run.mesh)))
 
@@ -221,9 +298,11 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}: options are --NAME=VALUE; --help lists them.")
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    names = ("limit", "batch", "all_samplers", "inception", "lpips")
-    options = {name: getattr(FLAGS, name) for name in names} | {"net": FLAGS.extractor}
-    options |= {"tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
+    options = {"net": FLAGS.extractor, "tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
+    options |= {
+        name: getattr(FLAGS, name) for name in ("limit", "batch", "all_samplers", "inception", "lpips", "samples")
+    }
+    options = {name: value for name, value in options.items() if value not in (None, False, (), {})}  # as given
     evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
 
 
@@ -238,7 +317,8 @@ if __name__ == "__main__":
     flags.DEFINE_list("tokens", [], "Token counts, as 1,4,16; default: the run's.")
     flags.DEFINE_list("sampler", [], "Of the decoder, as steps=20,guidance=7.5; default: the run's first.")
     flags.DEFINE_bool("all_samplers", False, "All samplers of the run, not the first alone.")
-    flags.DEFINE_enum("extractor", "alexnet", ["alexnet", "efflite0"], "Of the features for the Fréchet distance.")
+    flags.DEFINE_enum("extractor", None, ["alexnet", "efflite0"], "Of the features; default: alexnet.")
+    flags.DEFINE_integer("samples", None, "Of a generator, for each held-out example; default: 2.", lower_bound=1)
     flags.DEFINE_string("inception", None, "File of Inception weights that makes the Fréchet distance FID.")
-    flags.DEFINE_enum("lpips", "alex", sorted(perceptual.SMALLEST), "The net of LPIPS.")
+    flags.DEFINE_enum("lpips", None, sorted(perceptual.SMALLEST), "The net of LPIPS; default: alex.")
     app.run(main)

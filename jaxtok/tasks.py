@@ -40,7 +40,8 @@ class TokenizerTask:
       model: the Tokenizer.
       losses: {name: {"fn": f(outputs, batch) -> scalar, "weight": 1.0, "start": 0}}: the run's loss is the weighted
         sum, each term from its start step on. A term that is a Flax module trains with the model, its parameters under
-        "objective/<name>"; what it calls `tower` is a teacher and frozen.
+        "objective/<name>"; what it calls `tower` is a teacher and frozen. Its other variables are mutable, under
+        "<collection>/objective/<name>", and what it sows in "logs" is logged as "<name>/<what>".
       token_counts: the k at which held-out pictures are rebuilt from their first k tokens; the last is all of them.
       samplers: ({"title", and options of the decoder's `sample`}, ...): each rebuilds every picture; the first counts.
       frozen: names of the model's parts that do not train ("codec"); their weights must come from `init_from`.
@@ -76,10 +77,15 @@ class TokenizerTask:
         frozen = {name: params.pop(name) for name in self.frozen}
         for i, (name, term) in enumerate(self.losses.items()):
             if isinstance(term["fn"], nn.Module):
-                objective = term["fn"].init(jax.random.fold_in(objective_key, i), outputs, batch)["params"]
+                own = term["fn"].init(jax.random.fold_in(objective_key, i), outputs, batch)
+                objective = own.pop("params", {})
+                own.pop("logs", None)
+                for collection, tree in own.items():
+                    variables = merge(variables, {collection: {"objective": {name: tree}}})
                 if "tower" in objective:
                     frozen.setdefault("objective", {})[name] = {"tower": objective.pop("tower")}
-                params.setdefault("objective", {})[name] = objective
+                if objective:
+                    params.setdefault("objective", {})[name] = objective
         return {"params": params, "mutable": dict(variables), "frozen": frozen}
 
     def loss(self, params, mutable, frozen, batch, key, step):
@@ -94,11 +100,8 @@ class TokenizerTask:
         )
         total, logs = 0.0, {}
         for name, term in self.losses.items():
-            fn = term["fn"]
-            if isinstance(fn, nn.Module):
-                fn = functools.partial(fn.apply, {"params": params["objective"][name]})
-            value = fn(outputs, batch)
-            logs[f"loss/{name}"] = value
+            value, mutable, says = self._term(name, params, mutable, outputs, batch)
+            logs |= {f"loss/{name}": value} | {f"{name}/{what}": number for what, number in says.items()}
             total += jnp.where(step >= term.get("start", 0), term.get("weight", 1.0), 0.0) * value
         codes = outputs["codes"]
         logs |= {f"codes/{name}": value for name, value in codes.aux.items()}
@@ -107,6 +110,20 @@ class TokenizerTask:
             perplexity, distinct = jax.vmap(codebook.usage, 1)(codes.indices.reshape(-1, len(vocabulary)))
             logs |= {"codes/perplexity": perplexity.mean(), "codes/used": (distinct / vocabulary).mean()}
         return total, (mutable, logs)
+
+    def _term(self, name, params, mutable, outputs, batch):
+        """One of the losses: (scalar, mutable, what it logs)."""
+        fn = self.losses[name]["fn"]
+        if not isinstance(fn, nn.Module):
+            return fn(outputs, batch), mutable, {}
+        own = {c: tree["objective"][name] for c, tree in mutable.items() if name in tree.get("objective", {})}
+        variables = {"params": params.get("objective", {}).get(name, {}), **own}
+        value, own = fn.apply(variables, outputs, batch, mutable=[*own, "logs"])
+        logs = own.pop("logs", {})
+        for collection, tree in own.items():
+            objective = mutable[collection]["objective"] | {name: tree}
+            mutable = mutable | {collection: mutable[collection] | {"objective": objective}}
+        return value, mutable, logs
 
     def evaluate(self, params, mutable, frozen, batch, key):
         """Reconstructions of a batch at every token count, by every sampler, and how near they are."""
@@ -290,17 +307,17 @@ class GeneratorTask:
         return loss, (mutable, {"loss/generator": loss, "codes/accuracy": accuracy})
 
     def evaluate(self, params, mutable, frozen, batch, key):
-        """Scores of held-out codes, their pictures, and samples for their conditions."""
+        """Scores of held-out codes; these codes and those of samples for the same conditions, and both as pictures."""
         scores = self._scores(params, frozen, batch, key)
         rows = {name: value for name, value in scores._asdict().items() if value is not None}
-        condition, codes = self.condition(merge(params, frozen), batch), self.codes(frozen, batch)
-        pictures = [self.decode(frozen["tokenizer"], codes, key)]
+        condition, found = self.condition(merge(params, frozen), batch), [self.codes(frozen, batch)]
         for i, sampler in enumerate(self.samplers):
             options = {k: v for k, v in sampler.items() if k != "title"}
             sample = functools.partial(self.model.apply, {"params": params["generator"]}, method="sample")
-            codes = sample(jax.random.fold_in(key, i), condition, batch=len(codes), **options)
-            pictures.append(self.decode(frozen["tokenizer"], codes, key))
-        return {"rows": rows, "pictures": pictures}
+            found.append(sample(jax.random.fold_in(key, i), condition, batch=len(found[0]), **options))
+        if jnp.issubdtype(found[0].dtype, jnp.integer):
+            rows |= {f"codes/{title}": codes for title, codes in zip(self.titles(), found, strict=True)}
+        return {"rows": rows, "pictures": [self.decode(frozen["tokenizer"], codes, key) for codes in found]}
 
     def decode(self, variables, codes, key):
         """Codes int [B k], or latents [B h w C] -> pictures uint8 [B H W 3]."""

@@ -1,5 +1,6 @@
 """Generators in the one loop: on codes from disk or made on the fly, each paradigm, to samples and pictures."""
 
+import functools
 import shutil
 
 import jax
@@ -9,10 +10,12 @@ from PIL import Image
 
 import jaxtok
 from configs import ar_flextok, kl_vae
-from jaxtok import checkpoint, train
+from jaxtok import checkpoint, evaluate, train
 from jaxtok.build import build
 from jaxtok.data.sources import Tokenized
+from jaxtok.eval import generation
 from jaxtok.generate import __main__ as generate
+from jaxtok.pretrained.extractors import Extractor
 from jaxtok.tokenize import tokenize
 from tests import runs
 
@@ -176,9 +179,24 @@ def test_what_sample_refuses(run, call, error, message):
         jaxtok.load(run).sample(**call)
 
 
+def test_the_evaluation_judges_samples_beside_real_pictures(run, monkeypatch):
+    quick = functools.partial(evaluate.train_classifier, steps=2)
+    monkeypatch.setattr(evaluate, "train_classifier", quick)
+    colours = jax.tree_util.Partial(lambda x: x.mean((1, 2)))
+    monkeypatch.setattr(evaluate, "extractor", lambda name: Extractor("FD", colours, 3, "0"))
+    metrics = evaluate.evaluate(run, samples=2)
+    assert metrics["held out"]["bits a token"] < np.log2(64_000) + 1
+    names = {generation.REAL, generation.OWN, "its class,\n4 tokens"}
+    assert set(metrics["samples"]) == names | {"two halves of the originals", "commonest class"}
+    assert metrics["samples"][generation.OWN].keys() == {"accuracy", "balanced", "frechet"}
+    assert metrics["copies"]["its class,\n4 tokens"]["tokens"] == 4
+    report = (run / "evaluation/report.html").read_text()
+    assert "Copies of training examples" in report and "always the commonest class" in report
+
+
 def test_the_command_draws_a_grid_and_says_what_it_cannot(run, tmp_path, capsys):
     names = build(config("x").data.eval.source).class_names
-    out = [f"--checkpoint={run}", f"--out={tmp_path / 'a.png'}", "--samples=3", "--batch=4", "--decode", "steps=1"]
+    out = [f"--checkpoint={run}", f"--out={tmp_path / 'a.png'}", "--samples=3", "--batch=8", "--decode", "steps=1"]
     generate.main([*out, f"--labels={names[2]},0", "--tokens=4", f"--codes={tmp_path / 'a.npz'}"])
     stored = np.load(tmp_path / "a.npz")
     assert stored["codes"].shape == (6, 4) and stored["labels"].tolist() == [2, 2, 2, 0, 0, 0]

@@ -125,7 +125,7 @@ def distances(moments: dict, title: str, width: int, sha256: str) -> tuple[dict,
     whole, floor = frechet.merge(*halves), frechet.distance(*halves)
     found = {label: frechet.distance(whole, m) for label, m in moments.items() if label != "originals"}
     text = (
-        f"{title}: the Fréchet distance of {whole.count} originals and their reconstructions (sha256 of the extractor "
+        f"{title}: the Fréchet distance from {whole.count} originals to as many others (sha256 of the extractor "
         f"{sha256}). Two random halves of the originals, {whole.count // 2} each, are {floor:#.4g} apart."
     )
     if whole.count < 2 * width:
