@@ -30,6 +30,10 @@ from jaxtok.sharding import path_name
 FREE = ("mesh", "sharding", "log_every", "checkpoint", "eval", r"data\.workers", "tensorboard")
 
 
+class Misfit(ValueError):
+    """A checkpoint that is whole, of another state."""
+
+
 class Checkpoints:
     """The checkpoints of one run. With several processes, all of them call each method, in the same order.
 
@@ -83,6 +87,11 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._drop_old()
 
+    def check(self) -> None:
+        """Raises what `wait` would if the save under way has failed by now. It returns at once: call it every step."""
+        if self._saving is not None and not self._writer.is_saving_in_progress():
+            self.wait()
+
     def close(self) -> None:
         """Waits, then lets go of Orbax's threads. Call it before the process ends, also after an error."""
         try:
@@ -122,6 +131,33 @@ class Checkpoints:
         FileNotFoundError if there is no such checkpoint; ValueError names the first paths whose shape or dtype differ.
         """
         return self._load(self._find(step), abstract_state)
+
+    def restore_newest(self, abstract_state: Any) -> tuple[Any, int, list[str]]:
+        """(`restore` of the newest step that can be read, that step, a sentence for each newer one that cannot).
+
+        What cannot be read is set aside as STEP.damaged, or its step could not be saved again. RuntimeError if none can
+        be read: a run must not begin anew in silence. ValueError as of `restore`.
+        """
+        said = []
+        for step in reversed(self.steps()):
+            state, error = None, None
+            try:
+                state = self._load(step, abstract_state)
+            except Misfit:
+                raise
+            except Exception as reason:  # Orbax and what it stands on have many
+                error = reason
+            if np.all(multihost_utils.process_allgather(np.array(error is None))):  # all take the same step
+                return state, step, said
+            reason = (
+                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else "on another process"
+            )
+            said.append(f"Checkpoint {step} in {self.folder} is damaged ({reason}); it is set aside as {step}.damaged.")
+            multihost_utils.sync_global_devices(f"checkpoint {step} is damaged")
+            if jax.process_index() == 0:
+                (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+            multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
+        raise RuntimeError("No checkpoint can be read. " + " ".join(said) + " Take another workdir to begin anew.")
 
     def restore_params(
         self, step: int | None = None, which: str = "ema", abstract: Any = None, whole: bool = True
@@ -209,7 +245,7 @@ class Checkpoints:
         ]
         if differ:
             listed = "\n  ".join(differ[:8] + ([f"and {len(differ) - 8} more"] if len(differ) > 8 else []))
-            raise ValueError(f"Checkpoint {step} in {self.folder} does not fit the state of this config:\n  {listed}")
+            raise Misfit(f"Checkpoint {step} in {self.folder} does not fit the state of this config:\n  {listed}")
         context = ocp.Context()
         context.pytree_options.loading.partial_load = True
         with context:

@@ -1,9 +1,12 @@
 """The voice of a run: a progress bar, `metrics.jsonl`, tables, and TensorBoard for those who ask."""
 
+import contextlib
 import json
 import math
 import os
+import resource
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,6 +95,62 @@ class Logger:
         if self.file:
             self.file.close()
         self.active, self.file, self.writer, self.bar = False, None, None, None
+
+
+class Window:
+    """Rates since the last log."""
+
+    def __init__(self, patience=60.0):
+        """patience: seconds after which, and each time it has passed again, a wait for data is reported."""
+        self.patience = patience
+        self.start, self.waited, self.ends = time.perf_counter(), 0.0, []
+
+    @contextlib.contextmanager
+    def waiting(self, step, source):
+        """Around what waits for the batch of a step."""
+        start, done = time.perf_counter(), threading.Event()
+
+        def watch():
+            while not done.wait(self.patience):
+                print(
+                    f"Step {step} has waited {time.perf_counter() - start:.0f} s for its batch from {source}: does the "
+                    "disk or network with the pictures answer, and do the worker processes (config.data.workers) live?",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        watchdog = threading.Thread(target=watch, daemon=True)
+        watchdog.start()
+        try:
+            yield
+        finally:
+            done.set()
+            self.waited += time.perf_counter() - start
+
+    def step(self):
+        """A step was handed to the devices; once they are behind, this is as often as they take one."""
+        self.ends.append(time.perf_counter())
+
+    def close(self, images, total_flops):
+        seconds, waited = time.perf_counter() - self.start, self.waited
+        times = np.diff(self.ends) if len(self.ends) > 1 else [seconds]
+        self.__init__(self.patience)
+        return {
+            "images_per_s": images / seconds,
+            "model_flops_per_s": total_flops / seconds,
+            "data_wait_share": waited / seconds,
+            "step_s_median": np.median(times),
+            "step_s_p95": np.percentile(times, 95),
+            "memory_peak_gb": memory_peak() / 1e9,
+        }
+
+
+def memory_peak():
+    """Bytes: the most that the fullest device of this process has held; on a CPU, that this process has."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(s["peak_bytes_in_use"] for s in stats)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kB on Linux
 
 
 def format_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

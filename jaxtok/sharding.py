@@ -5,9 +5,10 @@ compiler gathers a layer where it is used). `tensor` splits what a rule says (ar
 every collective; the mathematics, and so the losses, are those of one device.
 """
 
+import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +44,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
         sizes[rest[0]] = len(devices) // given
     # Auto, not the default Explicit: codebook gathers and concatenated registers do not type-check under Explicit.
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function` as it is, but jit traces it with the mesh at hand: `nn.linear` then keeps batches split over it."""
+
+    @functools.wraps(getattr(function, "func", function))  # a partial has no name
+    def traced(*args):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def path_name(path: Sequence[Any]) -> str:

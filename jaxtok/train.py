@@ -8,7 +8,6 @@ import functools
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -24,7 +23,7 @@ from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
 from jaxtok.init_from import init_from
-from jaxtok.metrics import Logger
+from jaxtok.metrics import Logger, Window
 from jaxtok.nn import flops
 
 KEYS = (
@@ -34,8 +33,11 @@ KEYS = (
 SHOWN = 8  # rows of the picture
 
 
-def train(config, workdir):
-    """Trains `config` in `workdir`, resuming where an earlier run of it stopped. Returns the final metrics."""
+def train(config, workdir, profile=False):
+    """Trains `config` in `workdir`, resuming where an earlier run of it stopped. Returns the final metrics.
+
+    profile: writes a trace of three steps, the eleventh and two more, to workdir/profile (TensorBoard and Perfetto).
+    """
     build.check_keys(config, KEYS, "The config")
     build.check_keys(config.data, ("train", "eval", "workers", "max_bad"), "config.data")
     build.check_keys(config.checkpoint, ("every", "keep_last", "keep_every"), "config.checkpoint")
@@ -78,31 +80,30 @@ def train(config, workdir):
     task = build.build(config.task)
     task.check(source)
     task.check(held_out)
-    rate = build.call(optim.schedule, total, options=config.schedule, where="config.schedule")
-    tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
-    init, key = functools.partial(init_state, task, tx, shapes), jax.random.key(config.seed)
-    abstract = jax.eval_shape(init, key)
+    init, abstract, step_fn = program(config, task, mesh, shapes)
+    key = jax.random.key(config.seed)
     jax.eval_shape(task.evaluate, abstract["ema"], abstract["mutable"], abstract["frozen"], eval_shapes, key)
-    layout = sharding.shardings(abstract, mesh, config.sharding)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
 
     # Restore: what a checkpoint holds, or everything fresh, with what `init_from` brings.
     claim_workdir(workdir, config)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every or None)
     frozen = Checkpoints(workdir / "frozen", keep_last=1)  # apart, and written once
-    start = checkpoints.latest() or 0
-    if start:
-        state = checkpoints.restore(saved(abstract)) | {"frozen": {}}
+    start, damaged = 0, []
+    if checkpoints.latest():
+        state, start, damaged = checkpoints.restore_newest(saved(abstract))
+        state |= {"frozen": {}}
         if abstract["frozen"]:
             state |= frozen.restore({"frozen": abstract["frozen"]})
     else:
-        state = init_from(jax.jit(init, out_shardings=layout)(key), build.build(config.init_from) + task.sources())
+        state = init_from(init(key), build.build(config.init_from) + task.sources())
         if state["frozen"]:
             frozen.save(0, {"frozen": state["frozen"]})
             frozen.close()
 
     # The step, compiled once.
     log = Logger(workdir, total, start, tensorboard=config.tensorboard)
+    for sentence in damaged:
+        log.print(sentence)
     parameters = sum(x.size for x in jax.tree.leaves(abstract["params"]))
     log.print(
         f"{workdir.name}: {parameters / 1e6:.2f} M parameters, {len(source)} pictures to train on, {len(held_out)} "
@@ -113,17 +114,15 @@ def train(config, workdir):
     for name, term in getattr(task, "losses", {}).items():
         if not term.get("weight", 1.0):
             log.print(f"loss/{name} is off: its weight is 0.")
-    step_fn = jax.jit(
-        functools.partial(train_step, task, tx, rate, config.ema, config.accumulate),
-        donate_argnums=0,
-        in_shardings=(layout, sharding.batch_sharding(mesh)),
-        out_shardings=(layout, None),
-    )
     step_fn = step_fn.lower(abstract, shapes).compile()
     step_flops = count_flops(config, shapes)
-    evaluate = functools.partial(run_evaluation, task, jax.jit(task.evaluate), eval_batches, mesh, workdir)
+    evaluate = jax.jit(sharding.on_mesh(mesh, task.evaluate))
+    evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir)
 
     metrics, pending, window = {}, [], Window()
+    if profile and total < start + 13:
+        raise ValueError(f"--profile traces the eleventh step and two more, and {total - start} are left.")
+    traced = range(start + 10, start + 13) if profile else range(-1, -1)
     with (
         batches(start_step=start) as data,
         contextlib.closing(log),
@@ -131,11 +130,19 @@ def train(config, workdir):
         until_signal() as stop,
     ):
         for step in range(start, total):
-            with window.waiting():
+            if step == traced.start:
+                jax.profiler.start_trace(workdir / "profile")
+            with window.waiting(step + 1, type(source).__name__):
                 batch = sharding.put_batch(numeric(next(data)), mesh)
             state, logs = step_fn(state, batch)  # returns at once: the next batch is read and moved while it runs
             pending.append(logs)
+            window.step()
+            checkpoints.check()
             done = step + 1
+            if done == traced.stop:
+                jax.block_until_ready(state)
+                jax.profiler.stop_trace()
+                log.print(f"A trace of steps {traced.start + 1} to {done}: {workdir / 'profile'}")
             stopping = bool(stop)  # asked once: it may change at any moment
             save = stopping or done == total or done % config.checkpoint.every == 0
             if save or done % config.log_every == 0:
@@ -162,6 +169,23 @@ def train(config, workdir):
 
 
 # ---- pieces ----
+
+
+def program(config, task, mesh, shapes):
+    """What a run compiles, from the shapes of its batch: (init: key -> state, the state as shapes and layout, step)."""
+    rate = build.call(optim.schedule, config.total_steps, options=config.schedule, where="config.schedule")
+    tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
+    init = functools.partial(init_state, task, tx, shapes)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    layout = sharding.shardings(abstract, mesh, config.sharding)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+    step = jax.jit(
+        sharding.on_mesh(mesh, functools.partial(train_step, task, tx, rate, config.ema, config.accumulate)),
+        donate_argnums=0,
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, None),
+    )
+    return jax.jit(init, out_shardings=layout), abstract, step
 
 
 def pick(tree, keys):
@@ -232,16 +256,16 @@ def run_evaluation(task, evaluate, batches, mesh, workdir, state):
 
 
 def fetch(pending, done, checkpoints):
-    """Means of the logs of the last steps. Raises FloatingPointError at the first loss that is not finite."""
+    """Means of the logs of the last steps. FloatingPointError at the first loss or gradient that is not finite."""
     pending = jax.device_get(pending)
     for i, logs in enumerate(pending):
-        for name, value in logs.items():
-            if name.startswith("loss/") and not np.isfinite(value):
+        for name, value in sorted(logs.items(), key=lambda item: item[0] == "grad_norm"):  # the losses first
+            if (name.startswith("loss/") or name == "grad_norm") and not np.isfinite(value):
                 step, good = done - len(pending) + i + 1, checkpoints.latest()
                 raise FloatingPointError(
                     f"Step {step}: {name} is {value}. "
                     + (f"The last good checkpoint is step {good}; " if good else "There is no checkpoint yet; ")
-                    + "lower optimizer.peak_lr or set optimizer.clip, and run again."
+                    + "lower schedule.peak_lr or set optimizer.clip, and run again."
                 )
     return {name: float(np.mean([logs[name] for logs in pending])) for name in pending[0]}
 
@@ -277,28 +301,6 @@ def global_shapes(batch, processes):
     return {k: jax.ShapeDtypeStruct((len(v) * processes, *v.shape[1:]), v.dtype) for k, v in numeric(batch).items()}
 
 
-class Window:
-    """Rates since the last log."""
-
-    def __init__(self):
-        self.start, self.waited = time.perf_counter(), 0.0
-
-    @contextlib.contextmanager
-    def waiting(self):
-        start = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - start
-
-    def close(self, images, total_flops):
-        seconds, waited = time.perf_counter() - self.start, self.waited
-        self.__init__()
-        return {
-            "images_per_s": images / seconds,
-            "model_flops_per_s": total_flops / seconds,
-            "data_wait_share": waited / seconds,
-        }
-
-
 @contextlib.contextmanager
 def until_signal():
     """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand."""
@@ -324,7 +326,7 @@ def main(argv):
             f"Unknown arguments {argv[1:]}: options are --config=FILE, --workdir=DIR, --config.KEY=VALUE."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    train(FLAGS.config, FLAGS.workdir)
+    train(FLAGS.config, FLAGS.workdir, FLAGS.profile)
 
 
 def use_huge_pages():
@@ -343,5 +345,6 @@ if __name__ == "__main__":
     FLAGS = flags.FLAGS
     config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+    flags.DEFINE_bool("profile", False, "Write a trace of three steps to WORKDIR/profile.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
