@@ -126,6 +126,24 @@ def test_the_loop_trains_every_paradigm(kind, tokenizer, codes, tmp_path):
     assert jaxtok.load(tmp_path).sample([0], seed=1).shape == (1, 8)
 
 
+def test_text_is_read_by_a_tower_that_trains_with_the_run(tokenizer, codes, tmp_path):
+    changed = from_disk(config(tokenizer, classes=0, text=True), codes)
+    for split in ("train", "eval"):
+        changed.data[split].transforms = (dict(name="data.transforms.caption_bytes", length=24),)
+    changed.task.text_tower = dict(name="encoders.text.TextTransformer", width=32, depth=1, length=24)
+    train.train(changed, tmp_path)
+    losses = runs.logged(tmp_path)
+    assert losses[6] < losses[1]
+    state = checkpoint.Checkpoints(tmp_path)
+    before, after = (state.restore_params(step, "params")["text_tower"] for step in (3, 6))
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    generator, text = jaxtok.load(tmp_path), np.zeros((2, 24), np.int32)
+    text[:, :3] = 1 + np.frombuffer(b"red", np.uint8)
+    assert generator.sample(text=text, guidance=3.0).shape == (2, 8)
+    with pytest.raises(ValueError, match="no class|Labels lie in"):
+        generator.sample([1], text=text)
+
+
 def test_flow_over_the_latents_of_a_vae(tmp_path):
     vae = kl_vae.get_config("tiny")
     vae.total_steps = 2

@@ -90,6 +90,54 @@ def shift(pixels, mode="edge"):
     return transform
 
 
+def caption_bytes(length):
+    """Adds `text`, int32 [length]: the caption's UTF-8 bytes, each plus 1, then zeros: `encoders.text` reads it.
+
+    A longer caption ends with the last character that fits whole.
+    """
+    if length < 1:
+        raise ValueError(f"caption_bytes: length must be at least 1, got {length}.")
+
+    def transform(example, rng):
+        del rng
+        read = caption_of(example).encode("utf-8", "replace")[:length].decode("utf-8", "ignore").encode()
+        return with_text(example, np.frombuffer(read, np.uint8).astype(np.int32) + 1, length)
+
+    return transform
+
+
+def caption_words(tokenizer, length):
+    """Adds `text`, int32 [length]: the caption's ids by a tokenizer.json, then zeros: `pretrained.minilm` reads it.
+
+    A longer caption loses its last words, not the token that ends it.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ImportError('caption_words needs the library tokenizers: pip install "jaxtok[text]".') from None
+    tokenizer = Tokenizer.from_file(str(tokenizer))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(length)
+
+    def transform(example, rng):
+        del rng
+        return with_text(example, tokenizer.encode(caption_of(example)).ids, length)
+
+    return transform
+
+
+def caption_of(example):
+    if "caption" not in example:
+        raise ValueError(f"There is no caption to make a text of; this example has {', '.join(sorted(example))}.")
+    return example["caption"]
+
+
+def with_text(example, ids, length):
+    text = np.zeros(length, np.int32)
+    text[: len(ids)] = ids
+    return example | {"text": text}
+
+
 def resampling(method):
     if method not in METHODS:
         raise ValueError(f"Unknown resampling method {method!r}: choose one of {', '.join(METHODS)}.")

@@ -95,7 +95,7 @@ class AR(nn.Module):
         if self.position == "learned":
             self.pos_embed = self.param("pos_embed", normal, (self.length, self.width))
         if self.text:
-            self.text_fc1, self.text_fc2 = (Linear(self.width, dtype=self.dtype) for _ in range(2))
+            self.text_mlp = TextMLP(self.width, self.dtype)
             self.null_text = self.param("null_text", normal, (self.width,))
         self.drop = nn.Dropout(self.dropout, rng_collection="train")
         self.blocks = stack(self.depth, remat=self.remat, unroll=self.unroll, **self._fields())
@@ -186,7 +186,7 @@ class AR(nn.Module):
             codes = module.apply({"params": params}, y, digit, method="_draw")
             return sampling.unpair(codes)[0] if guided else codes
 
-        kept = cache.empty(block, layers, len(prefix), self.width, k, *memory)
+        kept = cache.empty(block, layers, prefix.shape[0], self.width, k, *memory)
         return cache.unroll(step, embed, choose, prefix, kept, k)
 
     # ---- pieces ----
@@ -199,7 +199,7 @@ class AR(nn.Module):
 
     def _condition(self, condition, null):
         """(the start [B D], the text [B T D] or None, its mask [B T] or None); null bool [B]: whose is dropped."""
-        batch, start, memory, mask = len(null), 0.0, None, None
+        batch, start, memory, mask = null.shape[0], 0.0, None, None
         if self.classes:
             label = labels(condition, self.classes, batch, null)
             vectors = self.class_embed(jnp.minimum(label, self.class_embed.num_embeddings - 1))  # [B D]
@@ -211,7 +211,7 @@ class AR(nn.Module):
             if condition is not None:
                 if "text" not in condition:
                     raise ValueError(f'This AR reads text; the condition lacks "text", it has {sorted(condition)}.')
-                text = self.text_fc2(jax.nn.gelu(self.text_fc1(condition["text"])))  # [B T D]
+                text = self.text_mlp(condition["text"])  # [B T D]
                 memory = jnp.where(null[:, None, None], memory, text)
                 mask = null[:, None] | condition.get("text_mask", jnp.ones(text.shape[:2], bool))
             memory = memory.astype(self.dtype)
@@ -249,3 +249,15 @@ class AR(nn.Module):
     def _head(self, x):
         x = self.norm(x)
         return x if self.levels else self.head(x).astype(jnp.float32)
+
+
+class TextMLP(nn.Module):
+    """Features of a text, of any width E, as wide as the model: W_2 GELU(W_1 x), E wide inside (FlexTok's)."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = jax.nn.gelu(Linear(x.shape[-1], bias=False, dtype=self.dtype, name="fc1")(x))
+        return Linear(self.width, bias=False, dtype=self.dtype, name="fc2")(x)

@@ -23,7 +23,7 @@ def check_given(condition, classes):
 
 def batch_size(condition, batch):
     """Of a condition, or `batch` without one."""
-    return batch if condition is None else len(next(iter(condition.values())))
+    return batch if condition is None else next(iter(condition.values())).shape[0]
 
 
 def is_guided(guidance, condition):

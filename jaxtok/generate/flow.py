@@ -65,7 +65,7 @@ class Flow(nn.Module):
             self.classes + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="class_embed"
         )
         vector = TimeEmbedding(self.width, dtype=self.dtype, name="time")(t)
-        vector = vector + classes(labels(condition, self.classes, len(x_t), null))
+        vector = vector + classes(labels(condition, self.classes, x_t.shape[0], null))
         vector = vector[:, None].astype(self.dtype)  # [B 1 D]
         fields = BLOCK | dict(self.block) | dict(dtype=self.dtype)
         blocks = stack(self.depth, remat=self.remat, unroll=self.unroll, name="blocks", **fields)

@@ -126,7 +126,7 @@ class Masked(nn.Module):
 
     def __call__(self, indices, condition=None, *, null=None, train=False):
         """Logits [B N K] of tokens int [B N], where K means masked; null bool [B]: whose class is dropped."""
-        label = labels(condition, self.classes, len(indices), null)
+        label = labels(condition, self.classes, indices.shape[0], null)
         x = self.embed(jnp.concatenate([self.vocabulary + 1 + label[:, None], indices], 1)) + self.pos_embed
         post_norm = self.block.get("post_norm", False)
         x = self.drop(self.norm(x) if post_norm else x, deterministic=not train).astype(self.dtype)  # [B 1+N D]

@@ -142,7 +142,7 @@ class RAR(nn.Module):
         def choose(logits, i):
             return sampling.draw(jax.random.fold_in(rng, i), logits, temperature, top_k, top_p)
 
-        kept = cache.empty(block, layers, len(prefix), self.width, PREFIX - 1 + k)
+        kept = cache.empty(block, layers, prefix.shape[0], self.width, PREFIX - 1 + k)
         return cache.unroll(step, embed, choose, prefix, kept, k)
 
     # ---- pieces ----

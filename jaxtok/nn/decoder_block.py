@@ -19,7 +19,7 @@ class Side(NamedTuple):
     """What every layer sees beside the tokens x [B N D]; None: there is none of it.
 
     Attributes:
-      mask: bool [N N], who may attend to whom. Not with a cache: there, all that came before and x itself.
+      mask: bool [N N] or [B N N], who may attend to whom. Not with a cache: there, all that came before and x itself.
       rotary: tables (cos, sin) of the places of x, each [N d/2].
       condition: [B N D] or [B 1 D], from which adaLN-zero modulates.
       memory: [B T D], what cross-attention reads, and memory_mask: bool [B T], which of it. With a cache: in the cache.
@@ -111,7 +111,9 @@ class SelfAttention(nn.Module):
         if side.rotary is not None:
             q, k = rotate(q, *side.rotary), rotate(k, *side.rotary)
         if cache is None:
-            mask = None if side.mask is None else jnp.asarray(side.mask)[None, None]  # [1 1 N N]
+            mask = side.mask
+            if mask is not None:
+                mask = jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])  # [1 1 N N] or [B 1 N N]
             y = jax.nn.dot_product_attention(q, k, v, mask=mask)  # [B N h d]
         else:
             write = jax.lax.dynamic_update_slice_in_dim

@@ -19,10 +19,11 @@ import einops
 import numpy as np
 
 # The arrays of torch's layers, for `rules_of`: (suffix of the key, leaf of ours, pattern). Linear kernels are [out in]
-# there, [in out] here; t: query, key, value; h heads, d head_dim.
+# there, [in out] here, those of convolutions [out in h w] and [h w in out]; t: query, key, value; h heads, d head_dim.
 AFFINE = ((r"\.weight", "/scale", "d -> d"), (r"\.bias", "/bias", "d -> d"))
 LINEAR = ((r"\.weight", "/kernel", "o i -> i o"), (r"\.bias", "/bias", "o -> o"))
 OUT = ((r"\.weight", "/kernel", "o (h d) -> h d o"), (r"\.bias", "/bias", "o -> o"))
+CONV = ((r"\.weight", "/kernel", "o i h w -> h w i o"), (r"\.bias", "/bias", "o -> o"))
 
 
 def rules_of(layers, key="", path="", place="") -> tuple[tuple[str, str, str], ...]:
@@ -32,6 +33,36 @@ def rules_of(layers, key="", path="", place="") -> tuple[tuple[str, str, str], .
         for name, ours, arrays in layers
         for suffix, leaf, pattern in arrays
     )
+
+
+def bert_rules(key="") -> tuple[tuple[str, str, str], ...]:
+    """The layers of BERT (arXiv 1810.04805), which stand behind `key`, for our "blocks" with post_norm."""
+    layer = key + r"encoder\.layer\.(\d+)\."
+    apart = tuple(
+        (rf"{layer}attention\.self\.{name}\.{kind}", rf"blocks/attn/qkv/{leaf}[\1,{axes}{i}]", pattern)
+        for i, name in enumerate(("query", "key", "value"))
+        for kind, leaf, axes, pattern in (
+            ("weight", "kernel", ":,:,", "(h d) i -> i h d"),
+            ("bias", "bias", ":,", "(h d) -> h d"),
+        )
+    )
+    layers = (
+        (r"attention\.output\.dense", "attn/out", OUT),
+        (r"attention\.output\.LayerNorm", "norm1", AFFINE),
+        (r"intermediate\.dense", "mlp/fc1", LINEAR),
+        (r"output\.dense", "mlp/fc2", LINEAR),
+        (r"output\.LayerNorm", "norm2", AFFINE),
+    )
+    return (*apart, *rules_of(layers, layer, "blocks/", r"[\1]"))
+
+
+def with_one_type(state_dict, key="") -> dict:
+    """A BERT's state dict with the type of all tokens, the first of two, added to the vectors of their places."""
+    types, places = (f"{key}embeddings.{name}_embeddings.weight" for name in ("token_type", "position"))
+    state_dict = dict(state_dict)
+    if types in state_dict:
+        state_dict[places] = state_dict[places] + state_dict.pop(types)[0]
+    return state_dict
 
 
 class Piece(NamedTuple):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from jaxtok.data.shapes import Shapes
-from jaxtok.data.transforms import flip, random_crop, resize_crop, shift
+from jaxtok.data.transforms import caption_bytes, flip, random_crop, resize_crop, shift
 
 
 def rng(seed=0):
@@ -103,3 +103,21 @@ def test_the_input_is_not_changed():
 def test_impossible_settings(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_captions_become_bytes_and_end_with_a_whole_character():
+    read = lambda caption, length: caption_bytes(length)({"caption": caption}, None)["text"]
+    assert read("ab", 4).tolist() == [98, 99, 0, 0] and read("ab", 4).dtype == np.int32
+    assert read("", 2).tolist() == [0, 0]
+    assert read("aé", 2).tolist() == [98, 0]  # é is two bytes, of which one would fit
+    assert read("aé", 3).tolist() == [98, 0xC3 + 1, 0xA9 + 1]
+    assert read("a\udc80", 2).tolist() == [98, ord("?") + 1]  # half of a surrogate pair is no character
+    example = {"caption": "a", "label": 3}
+    assert caption_bytes(1)(example, None)["label"] == 3 and "text" not in example
+
+
+def test_captions_that_are_not_there_are_an_error():
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
+        caption_bytes(0)
+    with pytest.raises(ValueError, match="no caption to make a text of; this example has image, label"):
+        caption_bytes(4)({"image": None, "label": 0}, None)

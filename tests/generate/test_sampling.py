@@ -63,6 +63,15 @@ def test_temperature_0_takes_the_likeliest(logits):
     assert np.array_equal(sampling.draw(jax.random.key(0), logits, 0, 3, 0.5), logits.argmax(-1))
 
 
+def test_draws_are_those_of_categorical_and_the_likeliest_is_the_argmax():
+    logits = jnp.array([[0.0, 3.0, 3.0, -jnp.inf], [-jnp.inf] * 4, [2.0, 1.0, 0.0, 2.0]])
+    assert sampling.likeliest(logits).tolist() == logits.argmax(-1).tolist() == [1, 0, 0]
+    assert sampling.likeliest(logits).dtype == jnp.int32
+    many = 2 * jax.random.normal(jax.random.key(1), (500, 37))
+    draws = sampling.draw(jax.random.key(2), many, 0.7)
+    assert np.array_equal(draws, jax.random.categorical(jax.random.key(2), many / 0.7))
+
+
 def test_gumbel_is_finite_and_has_the_moments_of_its_law():
     assert np.isfinite(sampling.gumbel(jnp.array([0.0, 1e-30, 0.5, 1.0]))).all()
     noise = sampling.gumbel(jax.random.uniform(jax.random.key(0), (100_000,)))

@@ -49,7 +49,8 @@ def kwargs(golden):
 
 def llamagen_model(golden, label):
     """(the model, its parameters): three by three tokens, 24 codes, 5 classes."""
-    module = AR(24, 9, 32, 2, dict(norm="rms", head_dim=8, hidden=96), "rotary_2d", classes=5, class_token=True)
+    block = dict(norm="rms", head_dim=8, hidden=96)
+    module = AR(24, 9, 32, 2, block, position="rotary_2d", classes=5, class_token=True)
     like = shapes(module, jnp.zeros((2, 9), int), label)
     return module, llamagen.from_state_dict(weights(golden), like)[0]
 

@@ -13,7 +13,7 @@ from jaxtok.generate.ar import AR
 from jaxtok.generate.masked import Masked
 from jaxtok.generate.rar import RAR
 from jaxtok.pretrained import llamagen, maskgit_generator, rar
-from jaxtok.pretrained.convert import flatten, match
+from jaxtok.pretrained.convert import flatten, match, with_one_type
 
 LLAMA = dict(position="rotary_2d", classes=1000, class_token=True)
 # name: (our model, the table, what is done to a state dict before, how many keys that folds into others, millions)
@@ -29,14 +29,14 @@ PUBLISHED = {
     "titok_generator_l32_vit": (
         Masked(4096, 32, 768, 24, 1000, dict(head_dim=48, post_norm=True, eps=1e-12)),
         maskgit_generator.VIT,
-        lambda state, like: maskgit_generator.without_types(state),
+        lambda state, like: with_one_type(state, "model."),
         1,
         "177.2",
     ),
     "titok_generator_s128_uvit": (
         Masked(4096, 128, 1024, 20, 1000, dict(bias=("out", "mlp")), skips=True),
         maskgit_generator.UVIT,
-        lambda state, like: maskgit_generator.without_types(state),
+        lambda state, like: with_one_type(state, "model."),
         0,
         "295.0",
     ),
@@ -87,6 +87,6 @@ def test_the_type_of_tokens_goes_into_their_places():
         "model.embeddings.position_embeddings.weight": np.ones((3, 2)),
         "model.embeddings.token_type_embeddings.weight": np.array([[1.0, 2.0], [9.0, 9.0]]),
     }
-    [(key, value)] = maskgit_generator.without_types(arrays).items()
+    [(key, value)] = with_one_type(arrays, "model.").items()
     assert key.endswith("position_embeddings.weight") and value.tolist() == [[2.0, 3.0]] * 3
     assert arrays["model.embeddings.position_embeddings.weight"].tolist() == [[1.0, 1.0]] * 3  # unchanged
