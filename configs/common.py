@@ -63,6 +63,29 @@ def codes(path, batch_size=64):
     )
 
 
+# Of losses that compare pictures.
+
+OFF = dict(fn=dict(name="losses.alignment.off"), weight=0.0)
+LPIPS = (dict(path="runs/lpips_vgg", rules=((r".*", r"objective/perceptual/tower/\g<0>"),)),)  # an init_from
+
+
+def perceptual(low=-1.0, weight=1.0):
+    """The term "perceptual", LPIPS on VGG; its weights come by LPIPS. low: of the codec's range, which ends at 1."""
+    tower = dict(name="pretrained.perceptual.LPIPS", net="vgg", precision="default")
+    return dict(fn=dict(name="losses.perceptual.Perceptual", tower=tower, low=low), weight=weight)
+
+
+def gan(weight, start, critic="PatchGAN", lecam=0.0, **fields):
+    """The term "gan": a critic of losses.critics with its fields, both networks from step `start` on."""
+    critic = dict(name=f"losses.critics.{critic}", **fields)
+    return dict(fn=dict(name="losses.adversarial.Adversarial", critic=critic, weight=weight, lecam=lecam), start=start)
+
+
+def adversarial_adamw(**fields):
+    """Options of optim.adamw where there is a term "gan": either network is clipped by its own norm."""
+    return dict(clip=1.0, apart=(r"^objective/gan/",)) | fields
+
+
 def emoji():
     """The data of a small run: the emoji of a pip package, 32 px."""
     source = dict(name="data.sources.Emoji", size=32)

@@ -14,11 +14,11 @@ from jaxtok.checkpoint import Checkpoints, claim_workdir
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m jaxtok.pretrained.convert", description=__doc__.partition("\n")[0])
-    parser.add_argument("source", help="a repository's id, or a folder or file as published")
+    parser.add_argument("source", help="a repository's id, or a folder or file as published; for perceptual, a net")
     parser.add_argument("--out", required=True, help="the workdir, which must be new")
     parser.add_argument("--kind", default="flextok", help="whose weights they are: a module of jaxtok.pretrained")
     arguments = parser.parse_args(argv)
-    path = hub.find(arguments.source)
+    path = arguments.source if hasattr(hub.table_of(arguments.kind), "read") else hub.find(arguments.source)
     converted = hub.convert(path, arguments.kind, host=True)
     source = dict(name=arguments.source, kind=arguments.kind, licence=converted.licence)
     claim_workdir(arguments.out, ConfigDict(converted.config | dict(source=source)))

@@ -64,20 +64,17 @@ def convert(path, kind="flextok", mesh=None, host=False) -> Converted:
     """Reads a published checkpoint; leaf after leaf, so that it never lies in memory twice.
 
     Args:
-      path: the folder or file.
+      path: the folder or file, or for a kind that has a `read` of its own, what that takes.
       kind: whose it is, a module of `jaxtok.pretrained`: "flextok", a whole tokenizer; "vae", a codec; "vit", a tower.
       mesh: where the variables go; None: the default device.
       host: leave them in the host's memory, as numpy arrays.
     """
-    path = Path(path)
-    found = re.fullmatch(r"\w+", kind) and importlib.util.find_spec(f"jaxtok.pretrained.{kind}")
-    table = importlib.import_module(found.name) if found else None
-    if not (hasattr(table, "config_from") or hasattr(table, "load")):
-        raise ValueError(f'There is no jaxtok.pretrained.{kind} that reads checkpoints; "flextok", "vae", "vit" do.')
-    state_dict, published = read(path)
-    if hasattr(table, "load"):  # a part, for a config's `init_from`
+    table = table_of(kind)
+    state_dict, published = table.read(path) if hasattr(table, "read") else read(path := Path(path))
+    if hasattr(table, "load"):  # of a part for a config's `init_from`, or of a tokenizer that says its sizes itself
         config, params, report = table.load(state_dict, published, part_shapes)
-        return Converted(config, None, {"params": params}, report, len(state_dict), table.LICENCE)
+        model = build.build(config["task"]["model"]) if "task" in config else None
+        return Converted(config, model, {"params": params}, report, len(state_dict), table.LICENCE)
     if not published:
         raise FileNotFoundError(f"{path} has no config in its metadata: place the published config.json beside it.")
     codec = table.codec_of(published)
@@ -89,6 +86,15 @@ def convert(path, kind="flextok", mesh=None, host=False) -> Converted:
     rows, columns = model.decoder.shape[0] // model.decoder.patch, model.decoder.shape[1] // model.decoder.patch
     params, report = table.from_state_dict(state_dict, like, (rows, columns), put)
     return Converted(dict(task=table.task(spec)), model, {"params": params}, report, len(state_dict), table.LICENCE)
+
+
+def table_of(kind):
+    """The module of `jaxtok.pretrained` that reads checkpoints of a kind."""
+    found = re.fullmatch(r"\w+", kind) and importlib.util.find_spec(f"jaxtok.pretrained.{kind}")
+    table = importlib.import_module(found.name) if found else None
+    if not (hasattr(table, "config_from") or hasattr(table, "load")):
+        raise ValueError(f'There is no jaxtok.pretrained.{kind} that reads checkpoints; "flextok", "vae", "vit" do.')
+    return table
 
 
 def find(source) -> Path:
@@ -155,9 +161,9 @@ def read(path) -> tuple[dict[str, np.ndarray], dict]:
     return state_dict, {key: value for key, value in metadata.items() if key != "format"}
 
 
-def part_shapes(spec) -> dict:
-    """The parameters of a codec or tower as shapes."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+def part_shapes(spec, size=64) -> dict:
+    """The parameters of a codec, tower or tokenizer as shapes, for pictures of `size` pixels a side."""
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
     return jax.eval_shape(build.build(spec).init, jax.random.key(0), image)["params"]
 
 

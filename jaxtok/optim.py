@@ -23,7 +23,9 @@ def schedule(total_steps, *, peak_lr, warmup=0, end=0.01, decay="cosine"):
     return optax.join_schedules([ramp, rest], [warmup])
 
 
-def adamw(rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, decay=("/kernel$",), lr_factors=()):
+def adamw(
+    rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, decay=("/kernel$",), lr_factors=(), apart=()
+):
     """AdamW (arXiv 1711.05101).
 
     Args:
@@ -32,12 +34,14 @@ def adamw(rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, deca
       weight_decay: decoupled, times the rate; on the parameters whose path matches a regex of `decay` (matrices; not
         biases, tokens or positions).
       clip: global norm of the gradients, or None.
+      apart: regexes of networks that are clipped each by its own norm, and not by that of all others together: a
+        critic's ("^objective/gan/"), whose gradient says nothing of the tokenizer's.
       lr_factors: ((regex, factor), ...): the rate of matching parameters is multiplied; the first match wins.
 
     A regex that matches no parameter raises ValueError at init.
     """
     return optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        _clip(clip, apart) if clip else optax.identity(),
         optax.scale_by_adam(b1, b2, eps),
         optax.add_decayed_weights(
             weight_decay, lambda params: per_parameter(params, [(r, True) for r in decay], False)
@@ -45,6 +49,13 @@ def adamw(rate, *, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip=None, deca
         _scale(lr_factors),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def _clip(norm, apart):
+    networks = [(regex, i + 1) for i, regex in enumerate(apart)]
+    mask = lambda i: lambda params: jax.tree.map(lambda which: which == i, per_parameter(params, networks, 0))
+    clip = optax.clip_by_global_norm(norm)
+    return optax.chain(*(optax.masked(clip, mask(i)) for i in range(len(apart) + 1))) if apart else clip
 
 
 def _scale(lr_factors):

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from jaxtok import build, optim, sharding
+from jaxtok import build, distributed, optim, sharding
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
@@ -143,7 +143,8 @@ def train(config, workdir, profile=False):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
                 log.print(f"A trace of steps {traced.start + 1} to {done}: {workdir / 'profile'}")
-            stopping = bool(stop)  # asked once: it may change at any moment
+            # Asked once, for it may change at any moment. Several processes agree on the step at which they stop.
+            stopping = bool(stop) or multihost_utils.reached_preemption_sync_point(done)
             save = stopping or done == total or done % config.checkpoint.every == 0
             if save or done % config.log_every == 0:
                 means = fetch(pending, done, checkpoints)
@@ -158,7 +159,8 @@ def train(config, workdir, profile=False):
                 window = Window()
             if stopping and done < total:
                 checkpoints.wait()
-                log.print(f"Stopped by {stop[0]} after step {done} and saved it; the same command goes on from there.")
+                by = stop[0] if stop else "SIGTERM"
+                log.print(f"Stopped by {by} after step {done} and saved it; the same command goes on from there.")
                 return metrics
         checkpoints.wait()
         if not metrics:  # the run had ended before
@@ -303,7 +305,10 @@ def global_shapes(batch, processes):
 
 @contextlib.contextmanager
 def until_signal():
-    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand."""
+    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand.
+
+    With several processes it stays empty: jax takes their SIGTERM, and Ctrl-C ends them.
+    """
     received = []
 
     def note(number, frame):
@@ -312,7 +317,7 @@ def until_signal():
             signal.raise_signal(number)
         received.append(signal.Signals(number).name)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1}
     try:
         yield received
     finally:
@@ -326,7 +331,9 @@ def main(argv):
             f"Unknown arguments {argv[1:]}: options are --config=FILE, --workdir=DIR, --config.KEY=VALUE."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    train(FLAGS.config, FLAGS.workdir, FLAGS.profile)
+    distributed.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
+    with distributed.end_together():
+        train(FLAGS.config, FLAGS.workdir, FLAGS.profile)
 
 
 def use_huge_pages():
@@ -346,5 +353,8 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
     flags.DEFINE_bool("profile", False, "Write a trace of three steps to WORKDIR/profile.")
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto; see jaxtok/distributed.py.")
+    flags.DEFINE_integer("processes", None, "How many processes there are.")
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

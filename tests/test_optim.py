@@ -46,3 +46,20 @@ def test_ema_forgets_its_start_and_then_averages():
     ema, params = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
     np.testing.assert_allclose(optim.ema_update(ema, params, 0, 0.99)["w"], 0.9, rtol=1e-6)
     np.testing.assert_allclose(optim.ema_update(ema, params, 10_000, 0.99)["w"], 0.01, rtol=1e-4)
+
+
+def test_a_critic_is_clipped_by_its_own_norm():
+    """The encoder's gradient, of norm 1, is left alone beside one a hundred times as large."""
+    params = {"encoder": {"kernel": jnp.zeros(4)}, "objective": {"gan": {"kernel": jnp.zeros(4)}}}
+    grads = {"encoder": {"kernel": jnp.full(4, 0.5)}, "objective": {"gan": {"kernel": jnp.full(4, 50.0)}}}
+
+    def clipped(**options):
+        tx = optim._clip(1.0, **options)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    ours = clipped(apart=("^objective/gan/",))
+    np.testing.assert_allclose(ours["encoder"]["kernel"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(ours["objective"]["gan"]["kernel"], 0.5, rtol=1e-6)
+    np.testing.assert_allclose(clipped(apart=())["encoder"]["kernel"], 0.005, rtol=1e-3)
+    with pytest.raises(ValueError, match="no parameter matches .*objective/critic"):
+        clipped(apart=("^objective/critic/",))

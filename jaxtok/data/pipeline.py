@@ -1,9 +1,10 @@
 """Batches of a source: `train_batches` for ever, `eval_batches` once.
 
 The training stream is a pure function of the seed: position t of the stream holds one example, and its augmentation is
-drawn from (seed, t). Global batch s is positions s*B to s*B + B - 1, of which process p of n takes every n-th from the
-p-th on. So the step is all there is to restore, on any number of processes; and each example comes exactly once an
-epoch of len(source) positions, whether or not the batch size divides it.
+drawn from (seed, t). Global batch s is positions s*B to s*B + B - 1, of which process p of n takes the p-th n-th: the
+rows of all processes, one after another, are those of one alone. So the step is all there is to restore, on any number
+of processes; and each example comes exactly once an epoch of len(source) positions, whether or not the batch size
+divides it.
 """
 
 import warnings
@@ -69,7 +70,9 @@ def train_batches(
     epoch_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     # As good as endless; the length of Grain's own endless repeat overflows in batches of one.
     order = grain.MapDataset.range(n).shuffle(seed=epoch_seed).repeat(2**52 // n)
-    stream = order.map_with_index(load)[process_index::process_count]
+    examples, first = order.map_with_index(load), process_index * b
+    stream = grain.MapDataset.range(2**52 // batch_size * b)
+    stream = stream.map(lambda i: examples[i // b * batch_size + first + i % b])
     batches = stream.batch(b, batch_fn=list).map(lambda examples: stack(examples, source))[start_step:]
     return Batches(batches, source, workers, n, max_bad)
 
@@ -83,7 +86,7 @@ def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_
     """
     import grain
 
-    local_batch_size(source, batch_size, process_index, process_count)
+    b = local_batch_size(source, batch_size, process_index, process_count)
     if limit is not None and limit <= 0:
         raise ValueError(f"limit must be positive, or None for all examples, got {limit}.")
     n = len(source) if limit is None else min(limit, len(source))
@@ -93,7 +96,8 @@ def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_
 
     def load(step):
         rows, bad = [], []
-        for index in range(step * batch_size + process_index, (step + 1) * batch_size, process_count):
+        first = step * batch_size + process_index * b
+        for index in range(first, first + b):
             try:
                 rows.append(read(index) if index < n else None)
             except BadRecord as error:

@@ -8,11 +8,17 @@ from jaxtok.structs import Decoded
 
 
 class CNN(ConvDecoder):
-    """The decoder of latent diffusion (arXiv 2112.10752): a 1x1 convolution and the trunk. Attributes: as ConvDecoder.
+    """The decoder of latent diffusion (arXiv 2112.10752): a 1x1 convolution and the trunk.
 
     It predicts the picture itself. A token that is not kept is 0, the mean of its prior, and its place stays.
     Parameters have the paths of `codecs.vae.VAE`, but for post_quant_conv, which lies one deeper here.
+
+    Attributes: as ConvDecoder, and
+
+      first: channels that the 1x1 makes of a latent's; None: as many, 0: there is none.
     """
+
+    first: int | None = None
 
     @nn.compact
     def picture(self, codes):
@@ -23,8 +29,8 @@ class CNN(ConvDecoder):
             )
         batch, _, channels = codes.z.shape
         z = jnp.where(codes.keep[..., None], codes.z, 0).reshape(batch, *codes.grid, channels)
-        z = conv(channels, 1, dtype=jnp.float32, name="post_quant_conv")(z)
-        return super().__call__(z)
+        first = channels if self.first is None else self.first
+        return super().__call__(conv(first, 1, dtype=jnp.float32, name="post_quant_conv")(z) if first else z)
 
     def __call__(self, codes, *, target, context=None, train=False):
         """Decoded: the picture, and the target [B H W out] as it came."""

@@ -163,7 +163,7 @@ class FlowDecoder(nn.Module):
         tokens = jnp.where(codes.keep[..., None], tokens, self.mask_token)
         if not missing:
             return tokens, None
-        rest, counts = self._repeat(self.mask_token, missing, len(tokens))
+        rest, counts = self._repeat(self.mask_token, missing, tokens.shape[0])
         return jnp.concatenate([tokens, rest], 1), np.concatenate([np.ones(k), counts])
 
     def _null_tokens(self, batch):
@@ -186,7 +186,7 @@ class FlowDecoder(nn.Module):
 
         The n sequences [patches, tokens] are packed in one, of which each sees itself alone.
         """
-        height, width, batch = x.shape[1] // self.patch, x.shape[2] // self.patch, len(x)
+        height, width, batch = x.shape[1] // self.patch, x.shape[2] // self.patch, x.shape[0]
         patches = self.patch_embed(patchify(x, self.patch))  # [B P D]
         patches = patches + sincos_2d(height, width, self.width, self.grid).reshape(1, -1, self.width)
         p, start = patches.shape[1], 0

@@ -49,7 +49,7 @@ class Latent1D(nn.Module):
     @nn.compact
     def __call__(self, x, *, context=None, train=False, tokens=None):
         """x [B h w C] -> latents [B R channels], before quantization, float32; or only the first `tokens` of them."""
-        batch, height, width = len(x), x.shape[1] // self.patch, x.shape[2] // self.patch
+        batch, height, width = x.shape[0], x.shape[1] // self.patch, x.shape[2] // self.patch
         tokens = self.registers if tokens is None else tokens
         if not 1 <= tokens <= self.registers:
             raise ValueError(f"Latent1D gives 1 to {self.registers} tokens a picture, not {tokens}.")

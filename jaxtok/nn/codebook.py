@@ -55,7 +55,7 @@ def nearest(x, codes, chunk=None):
 def best(x, codes, bias=None, chunk=None):
     """[M D], [K D] -> int32 [M], the code of the largest <x, code> + bias [K]; of several, the first. No gradient."""
     x, codes, bias = jax.lax.stop_gradient((x, codes, bias))
-    chunks = _chunks(codes, bias, chunk, len(x))
+    chunks = _chunks(codes, bias, chunk, x.shape[0])
 
     def step(found, part):
         scores, numbers = _scores(x, part), part[2]  # [M C], [C]
@@ -64,7 +64,7 @@ def best(x, codes, bias=None, chunk=None):
         better = (value > found[0]) | ((value == found[0]) & (index < found[1]))
         return (jnp.where(better, value, found[0]), jnp.where(better, index, found[1])), None
 
-    start = jnp.full(len(x), -jnp.inf), jnp.zeros(len(x), jnp.int32)
+    start = jnp.full(x.shape[0], -jnp.inf), jnp.zeros(x.shape[0], jnp.int32)
     return jax.lax.scan(step, start, chunks)[0][1]
 
 
@@ -90,7 +90,7 @@ def entropies(x, codes, bias=None, temperature=1.0, chunk=None):
     the codes are used): MaskGIT's pair, E[H(p)] and H(E[p]). For Euclidean distances x is 2 z and bias -|code|^2.
     """
     x, bias = x / temperature, None if bias is None else bias / temperature
-    chunks = _chunks(codes, bias, chunk, len(x))
+    chunks = _chunks(codes, bias, chunk, x.shape[0])
     normalizer = _normalizer(x, chunks)  # [M 1]
 
     @jax.checkpoint
@@ -106,7 +106,7 @@ def entropies(x, codes, bias=None, temperature=1.0, chunk=None):
 
 def expected(x, codes, bias=None, chunk=None):
     """softmax(<x, codes> + bias) @ codes, [M D]; in that product, the codes are constant."""
-    chunks = _chunks(codes, bias, chunk, len(x))
+    chunks = _chunks(codes, bias, chunk, x.shape[0])
     normalizer = _normalizer(x, chunks)
 
     @jax.checkpoint
@@ -133,13 +133,14 @@ def _scores(x, part):
 def _normalizer(x, chunks):
     """log sum exp of the scores over all codes, [M 1]."""
     step = jax.checkpoint(lambda total, part: jnp.logaddexp(total, jax.nn.logsumexp(_scores(x, part), -1)))
-    start = jnp.full(len(x), LOWEST)
+    start = jnp.full(x.shape[0], LOWEST)
     return jax.lax.scan(lambda total, part: (step(total, part), None), start, chunks)[0][:, None]
 
 
 def _chunks(codes, bias, chunk, rows):
     """[K D], [K] -> [n C D], [n C] and their numbers, int32 [n C]; chunk j has the codes j, n + j, 2 n + j ..."""
     size, width = codes.shape
+    rows = rows if isinstance(rows, int) else PAIRS // 1024  # exported for any number
     n = -(-size // (chunk or min(max(PAIRS // rows, 256), 8192)))
     columns = -(-size // n)
     pad = n * columns - size

@@ -1,32 +1,36 @@
 """The convolutional autoencoder of latent diffusion (arXiv 2112.10752), which most 2D tokenizers share.
 
 Its encoder and decoder are levels of residual blocks; between levels the picture halves or doubles, and at the lowest
-resolution every place attends to every other.
+resolution every place attends to every other. Fields make it MaskGIT's VQGAN (arXiv 2202.04200), which has no
+attention, and LlamaGen's (arXiv 2406.06525), which has more of it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import repeat
+from flax.core import FrozenDict
 
 from jaxtok.nn.linear import Linear
 
 
-def conv(features, size, *, dtype, name, stride=1, padding="SAME"):
-    """A square convolution with bias, kernel [size size in out]."""
-    return nn.Conv(features, (size, size), (stride, stride), padding, dtype=dtype, name=name)
+def conv(features, size, *, dtype, name, stride=1, padding="SAME", bias=True):
+    """A square convolution, kernel [size size in out]."""
+    return nn.Conv(features, (size, size), (stride, stride), padding, use_bias=bias, dtype=dtype, name=name)
 
 
 class GroupNorm(nn.Module):
-    """Normalises over positions and the channels of a group, eps 1e-6; scale and bias a channel. [B ... C] -> same.
+    """Normalises over positions and the channels of a group; scale and bias a channel. [B ... C] -> same.
 
     Statistics are float32, of a channel first and then averaged over its group: faster on a CPU than all at once.
     """
 
     groups: int = 32
     dtype: Any = jnp.float32
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
@@ -42,25 +46,36 @@ class GroupNorm(nn.Module):
 
         y = x.astype(jnp.float32).reshape(batch, -1, channels)
         y = y - over_group(y.mean(1))
-        y = y * (scale * jax.lax.rsqrt(over_group(jnp.square(y).mean(1)) + 1e-6)) + bias
+        y = y * (scale * jax.lax.rsqrt(over_group(jnp.square(y).mean(1)) + self.eps)) + bias
         return y.reshape(x.shape).astype(self.dtype)
 
 
 class ResBlock(nn.Module):
-    """x + f(x), f twice norm, SiLU, 3x3; x goes through a 1x1 if the width changes. [B h w C] -> [B h w features]."""
+    """x + f(x), f twice norm, SiLU, 3x3; x goes through a 1x1 if the width changes. [B h w C] -> [B h w features].
+
+    Attributes:
+      features, groups, dtype: as of ConvEncoder.
+      bias: whether the convolutions have one.
+      shortcut: what that 1x1 reads: "input", which is x, or "branch", which is f(x): then x is lost (MaskGIT's VQGAN).
+    """
 
     features: int
     groups: int = 32
     dtype: Any = jnp.float32
+    bias: bool = True
+    shortcut: str = "input"
 
     @nn.compact
     def __call__(self, x):
+        if self.shortcut not in ("input", "branch"):
+            raise ValueError(f'ResBlock.shortcut is "input" or "branch", not "{self.shortcut}".')
         y = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm1")(x))
-        y = conv(self.features, 3, dtype=self.dtype, name="conv1")(y)
+        y = conv(self.features, 3, dtype=self.dtype, name="conv1", bias=self.bias)(y)
         y = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm2")(y))
-        y = conv(self.features, 3, dtype=self.dtype, name="conv2")(y)
+        y = conv(self.features, 3, dtype=self.dtype, name="conv2", bias=self.bias)(y)
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, dtype=self.dtype, name="shortcut")(x)
+            x = y if self.shortcut == "branch" else x
+            x = conv(self.features, 1, dtype=self.dtype, name="shortcut", bias=self.bias)(x)
         return x + y
 
 
@@ -100,36 +115,59 @@ class Upsample(nn.Module):
         return conv(x.shape[-1], 3, dtype=self.dtype, name="conv")(x)
 
 
+class Pool(nn.Module):
+    """Halves height and width: the mean of each 2x2."""
+
+    dtype: Any = jnp.float32
+
+    def __call__(self, x):
+        return nn.avg_pool(x, (2, 2), (2, 2))
+
+
+RESAMPLE = {"downsample": Downsample, "pool": Pool, "upsample": Upsample}
+
+
 class Level(nn.Module):
-    """Blocks of one resolution, then `resample`: "downsample", "upsample" or None."""
+    """Blocks of one resolution, each followed by attention if `attends`, then `resample`: a name of RESAMPLE, or None.
+
+    `block`: further fields of the blocks.
+    """
 
     features: int
     blocks: int
     resample: str | None
     groups: int = 32
     dtype: Any = jnp.float32
+    block: Mapping[str, Any] = FrozenDict()
+    attends: bool = False
 
     @nn.compact
     def __call__(self, x):
         for j in range(self.blocks):
-            x = ResBlock(self.features, self.groups, self.dtype, name=f"block_{j}")(x)
+            x = ResBlock(self.features, self.groups, self.dtype, **self.block, name=f"block_{j}")(x)
+            if self.attends:
+                x = SpatialAttention(self.groups, self.dtype, name=f"attn_{j}")(x)
         if self.resample:
-            part = {"downsample": Downsample, "upsample": Upsample}[self.resample]
-            x = part(self.dtype, name=self.resample)(x)
+            x = RESAMPLE[self.resample](self.dtype, name=self.resample)(x)
         return x
 
 
 class Middle(nn.Module):
-    """A block, attention and a block at the lowest resolution."""
+    """Blocks at the lowest resolution, attention behind the first if `attends`. `block`: more fields of the blocks."""
 
+    blocks: int = 2
     groups: int = 32
     dtype: Any = jnp.float32
+    block: Mapping[str, Any] = FrozenDict()
+    attends: bool = True
 
     @nn.compact
     def __call__(self, x):
-        x = ResBlock(x.shape[-1], self.groups, self.dtype, name="block_0")(x)
-        x = SpatialAttention(self.groups, self.dtype, name="attn")(x)
-        return ResBlock(x.shape[-1], self.groups, self.dtype, name="block_1")(x)
+        for j in range(self.blocks):
+            x = ResBlock(x.shape[-1], self.groups, self.dtype, **self.block, name=f"block_{j}")(x)
+            if self.attends and j == 0:
+                x = SpatialAttention(self.groups, self.dtype, name="attn")(x)
+        return x
 
 
 class ConvEncoder(nn.Module):
@@ -141,6 +179,11 @@ class ConvEncoder(nn.Module):
       blocks: residual blocks a level.
       groups: of every group norm; must divide all channels.
       dtype: of the computation; the norms' statistics are float32.
+      block: further fields of ResBlock; its `bias` is that of the first convolution too.
+      attention: where there is some: "middle", that is between two blocks behind the lowest level; "last", in that
+        level too; "none", and then the middle has `blocks` blocks.
+      down: what halves the picture between levels, "downsample" or "pool".
+      last: side of the last convolution.
     """
 
     out: int
@@ -148,23 +191,33 @@ class ConvEncoder(nn.Module):
     blocks: int = 2
     groups: int = 32
     dtype: Any = jnp.float32
+    block: Mapping[str, Any] = FrozenDict()
+    attention: str = "middle"
+    down: str = "downsample"
+    last: int = 3
 
     @nn.compact
     def __call__(self, x):
         check_divisible(x, self.channels)
-        x = conv(self.channels[0], 3, dtype=self.dtype, name="conv_in")(x)
+        shared = dict(groups=self.groups, dtype=self.dtype, block=self.block)
+        x = conv(self.channels[0], 3, dtype=self.dtype, name="conv_in", bias=self.block.get("bias", True))(x)
         for i, features in enumerate(self.channels):
-            resample = "downsample" if i < len(self.channels) - 1 else None
-            x = Level(features, self.blocks, resample, self.groups, self.dtype, name=f"down_{i}")(x)
-        x = Middle(self.groups, self.dtype, name="mid")(x)
+            lowest = i == len(self.channels) - 1
+            resample, attends = None if lowest else self.down, lowest and self.attention == "last"
+            x = Level(features, self.blocks, resample, **shared, attends=attends, name=f"down_{i}")(x)
+        x = middle(self.attention, self.blocks, shared)(x)
         x = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm_out")(x))
-        return conv(self.out, 3, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+        return conv(self.out, self.last, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
 
 
 class ConvDecoder(nn.Module):
-    """[B h w C] -> float32 [B h*f w*f out], f = 2^(levels - 1); each level has one block more than the encoder's.
+    """[B h w C] -> float32 [B h*f w*f out], f = 2^(levels - 1).
 
-    `channels` are in the order of the encoder's, so up_0, the lowest resolution, has the last. Attributes: as there.
+    `channels` are in the order of the encoder's, so up_0, the lowest resolution, has the last.
+
+    Attributes: as there, and
+
+      more: how many blocks a level has beyond `blocks`.
     """
 
     out: int = 3
@@ -172,16 +225,28 @@ class ConvDecoder(nn.Module):
     blocks: int = 2
     groups: int = 32
     dtype: Any = jnp.float32
+    block: Mapping[str, Any] = FrozenDict()
+    attention: str = "middle"
+    more: int = 1
 
     @nn.compact
     def __call__(self, x):
+        shared = dict(groups=self.groups, dtype=self.dtype, block=self.block)
         x = conv(self.channels[-1], 3, dtype=self.dtype, name="conv_in")(x)
-        x = Middle(self.groups, self.dtype, name="mid")(x)
+        x = middle(self.attention, self.blocks, shared)(x)
         for i, features in enumerate(reversed(self.channels)):
-            resample = "upsample" if i < len(self.channels) - 1 else None
-            x = Level(features, self.blocks + 1, resample, self.groups, self.dtype, name=f"up_{i}")(x)
+            resample, attends = "upsample" if i < len(self.channels) - 1 else None, i == 0 and self.attention == "last"
+            x = Level(features, self.blocks + self.more, resample, **shared, attends=attends, name=f"up_{i}")(x)
         x = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm_out")(x))
         return conv(self.out, 3, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
+
+
+def middle(attention, blocks, shared):
+    """The module in the middle of a trunk: two blocks around attention, or `blocks` without it."""
+    if attention not in ("none", "middle", "last"):
+        raise ValueError(f'attention is "none", "middle" or "last", not "{attention}".')
+    attends = attention != "none"
+    return Middle(2 if attends else blocks, **shared, attends=attends, name="mid")
 
 
 def check_divisible(x, channels):

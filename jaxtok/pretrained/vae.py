@@ -6,33 +6,30 @@ tree, so one table serves every size.
 
 import re
 
-from jaxtok.pretrained.convert import AFFINE, LINEAR, Report, convert, rules_of
+from jaxtok.pretrained.convert import AFFINE, CONV, LINEAR, Report, convert, rules_of
 
 LICENCE = "The weights are under the licence of their repository: read its card before you use or pass them on."
-
-# Convolutions are OIHW there and HWIO here, linear layers [out in] and [in out].
-_CONV = ((r"\.weight", "/kernel", "o i h w -> h w i o"), (r"\.bias", "/bias", "o -> o"))
 
 _TRUNK = r"(encoder|decoder)\."
 _LEVEL = _TRUNK + r"(down|up)_blocks\.(\d+)\.resnets\.(\d+)\."
 _MID = _TRUNK + r"mid_block\.resnets\.(\d+)\."
 _ATTN = _TRUNK + r"mid_block\.attentions\.0\."
 _LAYERS = (
-    (_TRUNK + r"(conv_in|conv_out)", r"\1/\2", _CONV),
+    (_TRUNK + r"(conv_in|conv_out)", r"\1/\2", CONV),
     (_TRUNK + r"conv_norm_out", r"\1/norm_out", AFFINE),
     (_LEVEL + r"(norm[12])", r"\1/\2_\3/block_\4/\5", AFFINE),
-    (_LEVEL + r"(conv[12])", r"\1/\2_\3/block_\4/\5", _CONV),
-    (_LEVEL + r"conv_shortcut", r"\1/\2_\3/block_\4/shortcut", _CONV),
-    (_TRUNK + r"(down|up)_blocks\.(\d+)\.(downsample|upsample)rs\.0\.conv", r"\1/\2_\3/\4/conv", _CONV),
+    (_LEVEL + r"(conv[12])", r"\1/\2_\3/block_\4/\5", CONV),
+    (_LEVEL + r"conv_shortcut", r"\1/\2_\3/block_\4/shortcut", CONV),
+    (_TRUNK + r"(down|up)_blocks\.(\d+)\.(downsample|upsample)rs\.0\.conv", r"\1/\2_\3/\4/conv", CONV),
     (_MID + r"(norm[12])", r"\1/mid/block_\2/\3", AFFINE),
-    (_MID + r"(conv[12])", r"\1/mid/block_\2/\3", _CONV),
+    (_MID + r"(conv[12])", r"\1/mid/block_\2/\3", CONV),
     (_ATTN + r"group_norm", r"\1/mid/attn/norm", AFFINE),
     # the second names are those of old files
     (_ATTN + r"(?:to_q|query)", r"\1/mid/attn/q", LINEAR),
     (_ATTN + r"(?:to_k|key)", r"\1/mid/attn/k", LINEAR),
     (_ATTN + r"(?:to_v|value)", r"\1/mid/attn/v", LINEAR),
     (_ATTN + r"(?:to_out\.0|proj_attn)", r"\1/mid/attn/out", LINEAR),
-    (r"(quant_conv|post_quant_conv)", r"\1", _CONV),
+    (r"(quant_conv|post_quant_conv)", r"\1", CONV),
 )
 
 _FIELDS = {

@@ -42,13 +42,13 @@ def take(batches, steps):
 
 
 def positions(per_process, key="index"):
-    """The global stream, from the batches of every process: row j of process p in batch s is position s*B + p + P*j."""
+    """The global stream, from the batches of every process: row j of process p in batch s is position s*B + p*b + j."""
     P, (b, *_) = len(per_process), per_process[0][0][key].shape
     stream = {}
     for p, batches in enumerate(per_process):
         for s, batch in enumerate(batches):
             for j in range(b):
-                stream[s * P * b + p + P * j] = batch[key][j]
+                stream[s * P * b + p * b + j] = batch[key][j]
     assert sorted(stream) == list(range(len(stream)))
     return np.array([stream[t] for t in range(len(stream))])
 
@@ -167,7 +167,7 @@ def test_worker_processes_change_nothing(folder):
         )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            got = take(batches, 6)
+            got = take(batches, 16)  # enough that either process meets the bad record
         return got, batches.bad, [str(w.message) for w in caught if "Bad record" in str(w.message)]
 
     for p in range(2):

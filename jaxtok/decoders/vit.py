@@ -1,0 +1,120 @@
+"""A vision transformer makes a picture, or the codes of one, in one pass: from a grid of tokens or a row of them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtok.nn.conv import conv
+from jaxtok.nn.linear import Linear
+from jaxtok.nn.patch import unpatchify
+from jaxtok.nn.vit import free, trunk
+from jaxtok.structs import Decoded
+
+
+def pixels(x, grid, patch, channels):
+    """Tokens [B P D] -> [B h*p w*p C]: a linear layer "head" gives each patch, a 3x3 "conv_out" smooths the seams."""
+    x = Linear(patch * patch * channels, name="head")(x.astype(jnp.float32))
+    return conv(channels, 3, dtype=jnp.float32, name="conv_out")(unpatchify(x, grid, patch))
+
+
+class ViT(nn.Module):
+    """Tokens with places, one a patch, through a transformer. A token that is not kept is 0, and its place stays.
+
+    Attributes:
+      width, depth, head_dim: of the transformer.
+      patch: side of a patch.
+      dtype: of the computation. remat: see nn.transformer.Transformer.
+    """
+
+    width: int
+    depth: int
+    patch: int = 16
+    head_dim: int = 64
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def picture(self, codes, train=False):
+        """Codes with a grid (h, w) -> float32 [B h*p w*p 3]. ValueError for tokens without places."""
+        if codes.grid is None:
+            raise ValueError(
+                "decoders.vit.ViT needs tokens with places, as encoders.vit.ViT gives; these have no grid."
+            )
+        z = jnp.where(codes.keep[..., None], codes.z, 0)
+        x = Linear(self.width, dtype=self.dtype, name="embed")(z)
+        x = x + free(self, "pos_embed", x.shape[1], self.width)
+        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        return pixels(x, codes.grid, self.patch, 3)
+
+    def __call__(self, codes, *, target, context=None, train=False):
+        """Decoded: the picture, and the target [B H W 3] as it came."""
+        return Decoded(self.picture(codes, train), target)
+
+    def sample(self, codes, rng=None):
+        """The picture, float32 [B H W 3]; nothing is drawn."""
+        return self.picture(codes)
+
+
+class MaskTokens(nn.Module):
+    """A class token and a mask token in every place read the code's tokens, which have none (arXiv 2406.07550).
+
+    A token that is not kept is not attended to, which is the same as if it were not there: the first k tokens, cut off
+    from the others, give the same picture. A text, `context` [B T C], comes behind the tokens, as in TA-TiTok.
+
+    Attributes:
+      shape: (H, W, 3) of a picture.
+      vocabulary: None for pictures; else logits over so many codes of another tokenizer, one for each patch.
+      others: as of ViT.
+    """
+
+    shape: tuple[int, int, int]
+    width: int
+    depth: int
+    patch: int = 16
+    head_dim: int = 64
+    vocabulary: int | None = None
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def predict(self, codes, context=None, train=False):
+        """Codes -> float32 [B H W 3], or [B H/p W/p vocabulary]."""
+        batch, tokens, _ = codes.z.shape
+        grid, width = (self.shape[0] // self.patch, self.shape[1] // self.patch), self.width
+        places = grid[0] * grid[1]
+        first, mask = free(self, "class_token", 1, width), free(self, "mask_token", 1, width)
+        seen = jnp.concatenate([first, jnp.broadcast_to(mask, (places, width))]) + free(
+            self, "pos_embed", 1 + places, width
+        )
+        latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + free(self, "latents_pos", tokens, width)
+        parts, keep = (
+            [jnp.broadcast_to(seen, (batch, *seen.shape)), latents],
+            [jnp.ones((batch, 1 + places), bool), codes.keep],
+        )
+        if context is not None:
+            text = Linear(width, dtype=self.dtype, name="text_embed")(context)
+            parts.append(text + free(self, "text_pos", text.shape[1], width))
+            keep.append(jnp.ones(text.shape[:2], bool))
+        x = trunk(
+            jnp.concatenate(parts, 1),
+            jnp.concatenate(keep, 1)[:, None],
+            depth=self.depth,
+            head_dim=self.head_dim,
+            dtype=self.dtype,
+            remat=self.remat,
+            train=train,
+        )
+        x = x[:, 1 : 1 + places]
+        if self.vocabulary is None:
+            return pixels(x, grid, self.patch, self.shape[2])
+        x = jnp.tanh(Linear(2 * width, dtype=self.dtype, name="head1")(x)).astype(jnp.float32)
+        return Linear(self.vocabulary, name="head2")(x).reshape(batch, *grid, -1)
+
+    def __call__(self, codes, *, target, context=None, train=False):
+        """Decoded: what `predict` gives, and the target [B H W 3] as it came."""
+        return Decoded(self.predict(codes, context, train), target)
+
+    def sample(self, codes, rng=None, context=None):
+        """What `predict` gives; nothing is drawn."""
+        return self.predict(codes, context)

@@ -1,0 +1,63 @@
+"""Several processes as one run: each has its own devices, reads its own rows, and calls the same functions in turn."""
+
+import contextlib
+import os
+import sys
+import traceback
+
+import jax
+
+# A process learns within so many seconds that another is gone, if its own collectives do not tell it before.
+HEARTBEAT = 30
+
+
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
+    """Makes this process one of several; before any other call of jax, and in each of them.
+
+    Args:
+      coordinator: "HOST:PORT" of process 0, any free port there; "auto": as the cluster says; None: the same where one
+        is known by its environment (see `in_cluster`), and alone elsewhere.
+      processes, process: how many there are, and which this is; only with HOST:PORT.
+
+    ValueError for one without the others.
+    """
+    if coordinator in (None, "auto"):
+        if (processes, process) != (None, None):
+            raise ValueError("--processes and --process need --coordinator=HOST:PORT, where process 0 listens.")
+        if coordinator is None and not in_cluster(os.environ):
+            return
+        coordinator = None
+    elif processes is None or process is None:
+        raise ValueError(f"--coordinator={coordinator} needs --processes=N and, in each of them, --process=0 ... N-1.")
+    elif not 0 <= process < processes:
+        raise ValueError(f"--process={process} must lie in 0 ... {processes - 1}, for --processes={processes}.")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on other devices
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+
+
+def in_cluster(environ) -> bool:
+    """Whether the environment is that of one process of several: of SLURM's srun, or of a TPU pod on GKE.
+
+    A TPU virtual machine that gcloud made says nothing in its environment: there, --coordinator=auto.
+    """
+    slurm = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+    tpu = "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ
+    return slurm or tpu
+
+
+@contextlib.contextmanager
+def end_together():
+    """With several processes, an error ends this one at once: the others would else wait for it, and it for them."""
+    try:
+        yield
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        print(
+            f"Process {jax.process_index()} of {jax.process_count()} stops: for the reason above, or because another "
+            "one stopped. Start all of them again as before: the run goes on from its newest checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # not sys.exit, which waits for the others

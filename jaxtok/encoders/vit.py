@@ -1,0 +1,74 @@
+"""A vision transformer reads patches; what comes out are these, a grid, or tokens that it was given beside them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxtok.nn.linear import Linear
+from jaxtok.nn.vit import embed, free, trunk
+
+
+class ViT(nn.Module):
+    """Patches with learned places through a transformer: a grid of tokens (arXiv 2010.11929; 2110.04627).
+
+    Attributes:
+      width, depth, head_dim: of the transformer.
+      channels: of each latent.
+      patch: side of a patch; pictures must divide by it. All pictures are of the size of the first.
+      dtype: of the computation. remat: see nn.transformer.Transformer.
+    """
+
+    width: int
+    depth: int
+    channels: int
+    patch: int = 16
+    head_dim: int = 64
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x, *, context=None, train=False):
+        """x [B H W C] -> latents [B H/p W/p channels], before quantization, float32."""
+        grid = x.shape[1] // self.patch, x.shape[2] // self.patch
+        x = embed(x, self.patch, self.width, self.dtype)  # [B P D]
+        x = x + free(self, "pos_embed", x.shape[1], self.width)
+        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        z = Linear(self.channels, name="head")(x.astype(jnp.float32))
+        return z.reshape(z.shape[0], *grid, -1)
+
+
+class Latents(nn.Module):
+    """A class token, patches and N learned tokens attend to each other; the last become the latents (arXiv 2406.07550).
+
+    Attributes:
+      tokens: N, how many latents a picture has.
+      misread: the last layer reads the numbers of a picture's latents, token by token [N D], as [D N]: so do TiTok's
+        models of 4,096 codes and One-D-Piece, and nothing else should. For their weights.
+      others: as of ViT.
+    """
+
+    width: int
+    depth: int
+    tokens: int
+    channels: int
+    patch: int = 16
+    head_dim: int = 64
+    misread: bool = False
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x, *, context=None, train=False):
+        """x [B H W C] -> latents [B N channels], before quantization, float32."""
+        batch, width = x.shape[0], self.width
+        patches = embed(x, self.patch, width, self.dtype)  # [B P D]
+        first = jnp.broadcast_to(free(self, "class_token", 1, width), (batch, 1, width))
+        seen = jnp.concatenate([first, patches], 1) + free(self, "pos_embed", 1 + patches.shape[1], width)
+        latents = free(self, "latents", self.tokens, width) + free(self, "latents_pos", self.tokens, width)
+        x = jnp.concatenate([seen, jnp.broadcast_to(latents, (batch, self.tokens, width))], 1)  # [B 1+P+N D]
+        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        x = x[:, -self.tokens :].astype(jnp.float32)
+        if self.misread:
+            x = x.reshape(batch, width, self.tokens).swapaxes(1, 2)
+        return Linear(self.channels, name="head")(x)
