@@ -1,6 +1,6 @@
 """How fast pictures arrive: python -m benchmarks.data [--pictures=2000] [--size=256] [--workers=0,1,2,4] [--json=FILE]
 
-Batches a second of the training pipeline alone, nothing computed on them: a folder of JPEGs, one of PNGs, the same as
+Pictures a second of the training pipeline alone, nothing computed on them: a folder of JPEGs, one of PNGs, the same as
 ArrayRecord files of encoded JPEGs, and pictures drawn by the program; cropped to `size` and flipped.
 """
 

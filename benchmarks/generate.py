@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks.flextok import shown
+from configs import ar_flextok
 from jaxtok.generate import ar
 from jaxtok.generate.masked import Masked
 from jaxtok.generate.rar import RAR
@@ -31,7 +32,7 @@ from jaxtok.train import use_huge_pages
 LLAMAGEN = dict(classes=1000, class_token=True, position="rotary_2d")
 MODELS = {
     "tiny": ar.AR(48, 16, 32, 2, dict(head_dim=16), classes=3),
-    **{name: ar.AR(64_000, 256, width, depth, classes=1000) for name, (depth, width) in ar.FLEXTOK_CLASS.items()},
+    **{name: ar.AR(64_000, 256, width, depth, classes=1000) for name, (depth, width) in ar_flextok.SIZES.items()},
     "llamagen-b": ar.AR(16_384, 256, 768, 12, dict(norm="rms", hidden=2048), **LLAMAGEN),
     "llamagen-l": ar.AR(16_384, 256, 1024, 24, dict(norm="rms", hidden=2816), **LLAMAGEN),
 }

@@ -21,6 +21,8 @@ b2 0.95 and weight decay 0.05, clipping at 1, cosine to 1 % of the peak, 300 epo
 from configs import common
 from configs.common import LEVELS
 
+# Name -> (depth, width); head_dim 64, no biases, SwiGLU. The names count the blocks alone: 12 width^2 depth with
+# classes, and 16 width^2 depth with text, for the cross-attention.
 SIZES = {
     "49M": (10, 640),
     "85M": (12, 768),
@@ -29,6 +31,7 @@ SIZES = {
     "679M": (24, 1536),
     "1.33B": (30, 1920),
 }
+TEXT_SIZES = {"113M": (12, 768), "382M": (18, 1152), "1.15B": (26, 1664), "3.06B": (36, 2304)}  # no variants yet
 SAMPLERS = tuple(dict(title=f"its class,\n{k} of 16 tokens", tokens=k, guidance=1.5) for k in (1, 4, 16))
 IMAGENET = 1_281_167  # training pictures
 

@@ -12,6 +12,7 @@ SHARDING = (
     (r".*", "fsdp"),
 )
 
+FSDP = ((r".*", "fsdp"),)  # of convolutional models, where there is nothing to split over `tensor`
 
 LEVELS = (8, 8, 8, 5, 5, 5)  # FlexTok's digits: 64,000 codes
 
@@ -73,6 +74,18 @@ def perceptual(low=-1.0, weight=1.0):
     """The term "perceptual", LPIPS on VGG; its weights come by LPIPS. low: of the codec's range, which ends at 1."""
     tower = dict(name="pretrained.perceptual.LPIPS", net="vgg", precision="default")
     return dict(fn=dict(name="losses.perceptual.Perceptual", tower=tower, low=low), weight=weight)
+
+
+def vqgan_losses(codebook, commitment, gan, perceptual):
+    """L2, the two terms of a quantizer by their weights, LPIPS (`perceptual` above, or OFF), and a critic."""
+    aux = lambda term, weight: dict(fn=dict(name="losses.quantizer.aux", term=term), weight=weight)
+    return dict(
+        pixel=dict(fn=dict(name="losses.pixel.l2")),
+        codebook=aux("codebook", codebook),
+        commitment=aux("commitment", commitment),
+        perceptual=perceptual,
+        gan=gan,
+    )
 
 
 def gan(weight, start, critic="PatchGAN", lecam=0.0, **fields):

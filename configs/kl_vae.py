@@ -18,8 +18,6 @@ A run of it can be the codec of another run, as in configs/flextok.py; the codec
 
 from configs import common
 
-SHARDING = ((r".*", "fsdp"),)  # there is nothing here to split over `tensor`
-
 
 def get_config(variant=""):
     return common.choose(variant, VARIANTS)
@@ -28,7 +26,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=2500,
         batch_size=16,
         ema=0.995,
@@ -55,7 +53,7 @@ def tiny():
 def published(latent_channels):
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=250_000,
         batch_size=32,
         ema=0.9999,

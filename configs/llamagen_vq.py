@@ -23,7 +23,6 @@ small ones have no LPIPS, and fewer codes.
 
 from configs import common
 
-SHARDING = ((r".*", "fsdp"),)  # there is nothing here to split over `tensor`
 CHANNELS = {"ds16": (128, 128, 256, 256, 512), "ds8": (128, 256, 256, 512)}
 
 
@@ -34,7 +33,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=2500,
         batch_size=16,
         ema=0.995,
@@ -61,7 +60,7 @@ def tiny():
 def published(size, perceptual):
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=400_000,
         batch_size=128,
         ema=0.9999,
@@ -94,13 +93,8 @@ def vqgan(codes, width, between, **trunk):
 
 
 def losses(gan, perceptual=False):
-    return dict(
-        pixel=dict(fn=dict(name="losses.pixel.l2")),
-        codebook=dict(fn=dict(name="losses.quantizer.aux", term="codebook"), weight=1.0),
-        commitment=dict(fn=dict(name="losses.quantizer.aux", term="commitment"), weight=0.25),
-        perceptual=common.perceptual() if perceptual else common.OFF,
-        gan=gan,
-    )
+    lpips = common.perceptual() if perceptual else common.OFF
+    return common.vqgan_losses(codebook=1.0, commitment=0.25, gan=gan, perceptual=lpips)
 
 
 VARIANTS = {"": small, "tiny": tiny} | {

@@ -22,8 +22,6 @@ weight. The small ones have no LPIPS, and bring codes that nothing chooses back 
 
 from configs import common
 
-SHARDING = ((r".*", "fsdp"),)  # there is nothing here to split over `tensor`
-
 
 def get_config(variant=""):
     return common.choose(variant, VARIANTS)
@@ -32,7 +30,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=2500,
         batch_size=16,
         ema=0.995,
@@ -60,7 +58,7 @@ def tiny():
 def published(perceptual):
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.FSDP,
         total_steps=1_000_000,
         batch_size=256,
         ema=0.999,
@@ -94,13 +92,8 @@ def vqgan(codes, width, channels, revive=0.0, **trunk):
 
 
 def losses(gan, perceptual=False):
-    return dict(
-        pixel=dict(fn=dict(name="losses.pixel.l2")),
-        commitment=dict(fn=dict(name="losses.quantizer.aux", term="commitment"), weight=1.0),
-        codebook=dict(fn=dict(name="losses.quantizer.aux", term="codebook"), weight=0.25),
-        perceptual=common.perceptual(low=0.0) if perceptual else common.OFF,
-        gan=gan,
-    )
+    lpips = common.perceptual(low=0.0) if perceptual else common.OFF
+    return common.vqgan_losses(codebook=0.25, commitment=1.0, gan=gan, perceptual=lpips)
 
 
 VARIANTS = {"": small, "tiny": tiny, "f16": lambda: published(True), "f16_off": lambda: published(False)}

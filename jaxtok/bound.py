@@ -73,8 +73,7 @@ class BoundTokenizer:
         k = codes.shape[1]
         if k > (self.tokens or k):
             raise ValueError(f"A picture has 1 to {self.tokens} tokens here, got {k}.")
-        known = [name for name in parameters(self.model.decoder.sample) if name not in ("codes", "rng", "noise")]
-        check_keys(options, known, f"{type(self.model.decoder).__name__}.sample")
+        check_sampler(self.model.decoder, options)
         bucket = next(n for n in powers_of_two(self.tokens) if n >= k) if self.tokens else k
         codes = np.pad(codes.astype(np.int32), ((0, 0), (0, bucket - k)))
         options = tuple(sorted(options.items()))
@@ -140,16 +139,14 @@ class BoundGenerator:
             if self.task.text_tower is None:
                 raise ValueError("This generator reads no text.")
             given["text"] = np.asarray(text, np.int32)
-        lacking = [k for k, has in (("label", getattr(model, "classes", 0)), ("text", self.task.text_tower)) if has]
-        if given and set(given) != set(lacking):
-            raise ValueError(
-                f"This generator is conditioned on {' and '.join(lacking)}; only {sorted(given)} is given."
-            )
+        wanted = [k for k, has in (("label", getattr(model, "classes", 0)), ("text", self.task.text_tower)) if has]
+        if given and set(given) != set(wanted):
+            raise ValueError(f"This generator is conditioned on {' and '.join(wanted)}; only {sorted(given)} is given.")
         if len({len(value) for value in given.values()}) > 1:
             raise ValueError("There are not as many labels as texts.")
         batch = len(next(iter(given.values()))) if given else batch
-        bound = functools.partial(type(model).rollout if hasattr(model, "rollout") else type(model).sample, None)
-        known = [k for k in parameters(bound.func) if k not in ("self", "rng", "condition", "batch")]
+        known = parameters(getattr(model, "rollout", model.sample))  # where `sample` hands its options on
+        known = [name for name in known if name not in ("rng", "condition", "batch")]
         check_keys(options, known, f"{type(model).__name__}.sample")
         options = tuple(sorted(options.items()))
         return self._sampler(self.variables, put(given, self._mesh), jax.random.key(seed), batch=batch, options=options)
@@ -159,23 +156,26 @@ class BoundGenerator:
 
         options: of the tokenizer's decoder, before those of the run's config (`task.decoder`).
         """
-        known = [k for k in parameters(self.task.codec.decoder.sample) if k not in ("codes", "rng", "noise")]
-        check_keys(options, known, f"{type(self.task.codec.decoder).__name__}.sample")
+        check_sampler(self.task.codec.decoder, options)
         options = tuple(sorted((dict(self.task.decoder) | options).items()))
         return self._decoder(self.variables, put(codes, self._mesh), jax.random.key(seed), options=options)
 
 
 def sample_codes(task, variables, given, key, batch, options):
     """Codes for a batch that brings the conditions in `given`, maybe none."""
-    params = {name: tree for name, tree in variables.items() if name != "tokenizer"}
-    condition = task.condition(params, given) if given else None
-    sample = functools.partial(task.model.apply, {"params": params["generator"]}, method="sample")
-    return sample(key, condition, batch=batch, **dict(options))
+    condition = task.condition(variables, given) if given else None
+    return task.sample(variables, key, condition, batch=batch, **dict(options))
 
 
 def decode_codes(task, variables, codes, key, options):
     """Pictures uint8 of codes or latents."""
     return dataclasses.replace(task, decoder=dict(options)).decode(variables["tokenizer"], codes, key)
+
+
+def check_sampler(decoder, options):
+    """TypeError for an option that the decoder's `sample` does not have."""
+    known = [name for name in parameters(decoder.sample) if name not in ("codes", "rng", "noise")]
+    check_keys(options, known, f"{type(decoder).__name__}.sample")
 
 
 def put(batch, mesh):

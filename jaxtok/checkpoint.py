@@ -298,7 +298,7 @@ def claim_workdir(workdir: str, config: ConfigDict, free: tuple[str, ...] = FREE
     Args:
       workdir: made if missing; by process 0, which alone writes.
       config: written to workdir/config.json, resolved and sorted.
-      free: regexes; keys ("optimizer.peak_lr") that one matches from their start may differ, and the file then
+      free: regexes; keys ("schedule.peak_lr") that one matches from their start may differ, and the file then
         takes the new values.
 
     ValueError lists the keys that differ, as old -> new.

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from jaxtok import build, hub, sharding
-from jaxtok.bound import picture_shape
+from jaxtok.bound import check_sampler, picture_shape
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
 from jaxtok.eval import frechet, generation, report, sections, streaming
@@ -35,9 +35,9 @@ from jaxtok.train import numeric, transforms, use_huge_pages
 PROBED = 4000  # pictures a side of the probe, at most
 KNOWN = 100_000  # training examples among which copies are looked for, at most
 JUDGED = (
-    "The class is named by a small classifier, trained here on {n} real training pictures. What it says of "
-    "held-out pictures is what perfect samples would get, and of their own codes, what the tokenizer allows. {samples} "
-    "samples a row."
+    "The class is named by a small classifier, trained here on the {n} real training pictures but {tenth}, which "
+    "checked it. What it says of held-out pictures is what perfect samples would get, and of their own codes, what the "
+    "tokenizer allows. {samples} samples a row."
 )
 
 
@@ -119,9 +119,7 @@ def of_tokenizer(
     """
     samplers = run.task.samplers if all_samplers else run.task.samplers[:1]
     if sampler:
-        decoder = run.task.model.decoder
-        known = sorted(build.parameters(decoder.sample).keys() - {"codes", "rng", "noise"})
-        build.check_keys(sampler, known, f"{type(decoder).__name__}.sample")
+        check_sampler(run.task.model.decoder, sampler)
         samplers = ({"title": ", ".join(f"{k}={v}" for k, v in sampler.items()), **sampler},)
     task = dataclasses.replace(run.task, token_counts=tuple(tokens) or run.task.token_counts, samplers=samplers)
     source, change = streaming.Spread(build.build(run.data.eval.source), limit), transforms(run.data.eval)
@@ -131,10 +129,7 @@ def of_tokenizer(
     if (made_for := picture_shape(task.model) or shape) != shape:
         raise ValueError(f"The run is made for pictures {list(made_for)}; data.eval gives {list(shape)}: crop them.")
     judge = distance_of(lpips, shape, notes)
-    if inception:  # asked for by name, so it must be there
-        features = extractor("inception", inception)
-    else:
-        features = or_note("Fréchet distance", lambda: extractor(net), notes)
+    features = features_of(net, inception, notes)
 
     tools = judge, features and features.features, streaming.wanted(len(source))
     tools = jax.device_put(tools, NamedSharding(run.mesh, PartitionSpec()))
@@ -162,17 +157,15 @@ def of_generator(run, limit=None, batch=None, samples=2, net="alexnet", inceptio
     task, notes = run.task, []
     source, change = streaming.Spread(build.build(run.data.eval.source), limit), transforms(run.data.eval)
     batch, titles = batch or run.data.eval.batch_size, [generation.OWN, *task.titles()[1:]]
-    if inception:
-        features = extractor("inception", inception)
-    else:
-        features = or_note("Fréchet distance", lambda: extractor(net), notes)
-    known = pictures_of(build.build(run.data.train.source), run.data.train)
+    features = features_of(net, inception, notes)
+    train = build.build(run.data.train.source)
+    known, augment = pictures_of(train, run.data.train)
     truth, seen = pictures_of(source.source, run.data.eval)
     truth, names = streaming.Spread(truth, limit), source.source.class_names
-    judge, params = None, None
+    judge = None
     if getattr(task.model, "classes", 0) > 1:
         print("Training a classifier on the real pictures ...", flush=True)
-        apply, params, _ = train_classifier(known[0], transforms(known[1]), len(names))
+        apply, params, _ = train_classifier(known, transforms(augment), len(names))
         judge = jax.tree_util.Partial(lambda params, x: apply(params, x).argmax(-1), params)
     tools = jax.device_put((judge, features and features.features), NamedSharding(run.mesh, PartitionSpec()))
 
@@ -194,10 +187,10 @@ def of_generator(run, limit=None, batch=None, samples=2, net="alexnet", inceptio
     named, text, far, title = {}, [], {}, features and features.title
     if judge:
         named[generation.REAL] = real[f"class/{generation.REAL}"], real["label"]
-        for name in titles:
-            some = turns[: None if name in titles[1:] else 1]
-            named[name] = tuple(np.concatenate([r[key] for r in some]) for key in (f"class/{name}", "label"))
-        text.append(JUDGED.format(n=len(known[0]), samples=samples * len(rows["index"])))
+        named[generation.OWN] = rows[f"class/{generation.OWN}"], rows["label"]  # the same in every turn
+        for name in titles[1:]:
+            named[name] = tuple(np.concatenate([r[key] for r in turns]) for key in (f"class/{name}", "label"))
+        text.append(JUDGED.format(n=len(known), tenth=len(known) // 10, samples=samples * len(rows["index"])))
     if moments and len(rows["index"]) >= 4:
         sets = {name: frechet.merge(*parts) for name, parts in moments.items()}
         sets["originals"] = halves[generation.REAL]
@@ -206,7 +199,6 @@ def of_generator(run, limit=None, batch=None, samples=2, net="alexnet", inceptio
         text.append(line)
     metrics["samples"], part = generation.quality(named, far, title, text)
     parts.append(part._replace(pictures=generation.grid(shown, names if named else (), run.out)))
-    train = build.build(run.data.train.source)
     if f"codes/{task.titles()[0]}" in rows and hasattr(train, "manifest"):
         codes = np.stack([train[i]["codes"] for i in streaming.Spread(train, KNOWN).numbers])
         drawn = {name: rows[f"codes/{t}"] for name, t in zip(titles, task.titles(), strict=True)}
@@ -275,6 +267,13 @@ def distance_of(net, shape, notes):
     params = or_note("LPIPS", lambda: perceptual.lpips_params(net), notes)
     apply = lambda params, a, b: perceptual.LPIPS(net).apply({"params": params}, a, b)
     return params and jax.tree_util.Partial(apply, params)
+
+
+def features_of(net, inception, notes):
+    """The extractor of features for the Fréchet distance, or None and a note."""
+    if inception:  # asked for by name, so it must be there
+        return extractor("inception", inception)
+    return or_note("Fréchet distance", lambda: extractor(net), notes)
 
 
 def or_note(what, make, notes):

@@ -9,6 +9,7 @@ A source is one of
 
 import importlib.util
 import json
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxtok import build, sharding
+from jaxtok import build, pretrained, sharding
 from jaxtok.bound import BoundGenerator, BoundTokenizer, picture_shape
 from jaxtok.checkpoint import stored_weights
 from jaxtok.pretrained import pickles, safetensors
@@ -74,6 +75,8 @@ def convert(path, kind="flextok", mesh=None, host=False) -> Converted:
     if hasattr(table, "load"):  # of a part for a config's `init_from`, or of a tokenizer that says its sizes itself
         config, params, report = table.load(state_dict, published, part_shapes)
         model = build.build(config["task"]["model"]) if "task" in config else None
+        if not host:
+            params = jax.device_put(params, _layout({"params": params}, EVERYTHING, mesh)["params"])
         return Converted(config, model, {"params": params}, report, len(state_dict), table.LICENCE)
     if not published:
         raise FileNotFoundError(f"{path} has no config in its metadata: place the published config.json beside it.")
@@ -92,8 +95,12 @@ def table_of(kind):
     """The module of `jaxtok.pretrained` that reads checkpoints of a kind."""
     found = re.fullmatch(r"\w+", kind) and importlib.util.find_spec(f"jaxtok.pretrained.{kind}")
     table = importlib.import_module(found.name) if found else None
-    if not (hasattr(table, "config_from") or hasattr(table, "load")):
-        raise ValueError(f'There is no jaxtok.pretrained.{kind} that reads checkpoints; "flextok", "vae", "vit" do.')
+    reads = lambda module: hasattr(module, "config_from") or hasattr(module, "load")
+    if not reads(table):
+        modules = pkgutil.iter_modules(pretrained.__path__, "jaxtok.pretrained.")
+        tables = [m.name for m in modules if reads(importlib.import_module(m.name))]
+        known = ", ".join(f'"{name.rpartition(".")[2]}"' for name in tables)
+        raise ValueError(f"There is no jaxtok.pretrained.{kind} that reads checkpoints; {known} do.")
     return table
 
 

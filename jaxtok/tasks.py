@@ -299,7 +299,8 @@ class GeneratorTask:
 
     def loss(self, params, mutable, frozen, batch, key, step):
         """The mean of the model's Scores, and how often its likeliest code was the right one."""
-        scores = self._scores(params, frozen, batch, key, train=True, step=step)
+        args = self.codes(frozen, batch), self.condition(merge(params, frozen), batch)
+        scores = self._scores(params, *args, key, train=True, step=step)
         loss = scores.mean()
         if scores.correct is None:
             return loss, (mutable, {"loss/generator": loss})
@@ -308,16 +309,20 @@ class GeneratorTask:
 
     def evaluate(self, params, mutable, frozen, batch, key):
         """Scores of held-out codes; these codes and those of samples for the same conditions, and both as pictures."""
-        scores = self._scores(params, frozen, batch, key)
+        codes, condition = self.codes(frozen, batch), self.condition(merge(params, frozen), batch)
+        scores = self._scores(params, codes, condition, key)
         rows = {name: value for name, value in scores._asdict().items() if value is not None}
-        condition, found = self.condition(merge(params, frozen), batch), [self.codes(frozen, batch)]
+        found = [codes]
         for i, sampler in enumerate(self.samplers):
             options = {k: v for k, v in sampler.items() if k != "title"}
-            sample = functools.partial(self.model.apply, {"params": params["generator"]}, method="sample")
-            found.append(sample(jax.random.fold_in(key, i), condition, batch=len(found[0]), **options))
+            found.append(self.sample(params, jax.random.fold_in(key, i), condition, batch=len(codes), **options))
         if jnp.issubdtype(found[0].dtype, jnp.integer):
             rows |= {f"codes/{title}": codes for title, codes in zip(self.titles(), found, strict=True)}
         return {"rows": rows, "pictures": [self.decode(frozen["tokenizer"], codes, key) for codes in found]}
+
+    def sample(self, params, key, condition, **options):
+        """Codes or latents for a condition, or for none; options as of the model's `sample`."""
+        return self.model.apply({"params": params["generator"]}, key, condition, **options, method="sample")
 
     def decode(self, variables, codes, key):
         """Codes int [B k], or latents [B h w C] -> pictures uint8 [B H W 3]."""
@@ -346,17 +351,20 @@ class GeneratorTask:
         if "correct" not in rows:
             return metrics, [{"held-out loss": metrics["loss"]}]
         metrics |= {"bits a token": metrics["loss"] / np.log(2), "accuracy": mean(rows["correct"])}
+
+        def line(label, bits, hits=""):
+            return {"tokens": label, "bits a token": f"{bits:.2f}", "likeliest is right": hits}
+
+        percent = lambda share: f"{100 * share:.1f} %"
+
         n, start, table = rows["loss"].shape[1], 0, []
         while start < n:  # the k-th row ends where twice as many tokens do
             stop = min(max(2 * start, 1), n)
-            bits, hits = mean(rows["loss"], slice(start, stop)) / np.log(2), mean(rows["correct"], slice(start, stop))
-            label = f"{start + 1}" if stop == start + 1 else f"{start + 1} to {stop}"
-            table.append({"tokens": label, "bits a token": f"{bits:.2f}", "likeliest is right": f"{100 * hits:.1f} %"})
+            label, places = f"{start + 1}" if stop == start + 1 else f"{start + 1} to {stop}", slice(start, stop)
+            table.append(line(label, mean(rows["loss"], places) / np.log(2), percent(mean(rows["correct"], places))))
             start = stop
-        bits, hits = metrics["bits a token"], metrics["accuracy"]
-        uniform = np.log2(self.model.vocabulary)
-        table.append({"tokens": "all", "bits a token": f"{bits:.2f}", "likeliest is right": f"{100 * hits:.1f} %"})
-        table.append({"tokens": "uniform guess", "bits a token": f"{uniform:.2f}", "likeliest is right": ""})
+        table.append(line("all", metrics["bits a token"], percent(metrics["accuracy"])))
+        table.append(line("uniform guess", np.log2(self.model.vocabulary)))
         return metrics, table
 
     # ---- pieces ----
@@ -380,10 +388,9 @@ class GeneratorTask:
     def _encode(self, variables, images):
         return self.codec.apply(variables, images, method="encode")
 
-    def _scores(self, params, frozen, batch, key, **options):
-        condition = self.condition(merge(params, frozen), batch)
-        args = self.codes(frozen, batch), condition
-        return self.model.apply({"params": params["generator"]}, *args, **options, rngs={"train": key}, method="loss")
+    def _scores(self, params, codes, condition, key, **options):
+        args = {"params": params["generator"]}, codes, condition
+        return self.model.apply(*args, **options, rngs={"train": key}, method="loss")
 
 
 def merge(a, b):

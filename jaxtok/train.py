@@ -100,6 +100,10 @@ def train(config, workdir, profile=False):
             frozen.save(0, {"frozen": state["frozen"]})
             frozen.close()
 
+    if profile and total < start + 13:
+        raise ValueError(f"--profile traces the eleventh step and two more, and {total - start} are left.")
+    traced = range(start + 10, start + 13) if profile else range(-1, -1)
+
     # The step, compiled once.
     log = Logger(workdir, total, start, tensorboard=config.tensorboard)
     for sentence in damaged:
@@ -120,9 +124,6 @@ def train(config, workdir, profile=False):
     evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir)
 
     metrics, pending, window = {}, [], Window()
-    if profile and total < start + 13:
-        raise ValueError(f"--profile traces the eleventh step and two more, and {total - start} are left.")
-    traced = range(start + 10, start + 13) if profile else range(-1, -1)
     with (
         batches(start_step=start) as data,
         contextlib.closing(log),

@@ -44,7 +44,7 @@ class ViT(nn.Module):
         z = jnp.where(codes.keep[..., None], codes.z, 0)
         x = Linear(self.width, dtype=self.dtype, name="embed")(z)
         x = x + free(self, "pos_embed", x.shape[1], self.width)
-        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        x = trunk(self, x, train=train)
         return pixels(x, codes.grid, self.patch, 3)
 
     def __call__(self, codes, *, target, context=None, train=False):
@@ -84,27 +84,16 @@ class MaskTokens(nn.Module):
         grid, width = (self.shape[0] // self.patch, self.shape[1] // self.patch), self.width
         places = grid[0] * grid[1]
         first, mask = free(self, "class_token", 1, width), free(self, "mask_token", 1, width)
-        seen = jnp.concatenate([first, jnp.broadcast_to(mask, (places, width))]) + free(
-            self, "pos_embed", 1 + places, width
-        )
+        seen = jnp.concatenate([first, jnp.broadcast_to(mask, (places, width))])
+        seen = seen + free(self, "pos_embed", 1 + places, width)
         latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + free(self, "latents_pos", tokens, width)
-        parts, keep = (
-            [jnp.broadcast_to(seen, (batch, *seen.shape)), latents],
-            [jnp.ones((batch, 1 + places), bool), codes.keep],
-        )
+        parts = [jnp.broadcast_to(seen, (batch, *seen.shape)), latents]
+        keep = [jnp.ones((batch, 1 + places), bool), codes.keep]
         if context is not None:
             text = Linear(width, dtype=self.dtype, name="text_embed")(context)
             parts.append(text + free(self, "text_pos", text.shape[1], width))
             keep.append(jnp.ones(text.shape[:2], bool))
-        x = trunk(
-            jnp.concatenate(parts, 1),
-            jnp.concatenate(keep, 1)[:, None],
-            depth=self.depth,
-            head_dim=self.head_dim,
-            dtype=self.dtype,
-            remat=self.remat,
-            train=train,
-        )
+        x = trunk(self, jnp.concatenate(parts, 1), jnp.concatenate(keep, 1)[:, None], train=train)
         x = x[:, 1 : 1 + places]
         if self.vocabulary is None:
             return pixels(x, grid, self.patch, self.shape[2])

@@ -31,9 +31,9 @@ class ViT(nn.Module):
     def __call__(self, x, *, context=None, train=False):
         """x [B H W C] -> latents [B H/p W/p channels], before quantization, float32."""
         grid = x.shape[1] // self.patch, x.shape[2] // self.patch
-        x = embed(x, self.patch, self.width, self.dtype)  # [B P D]
+        x = embed(self, x)  # [B P D]
         x = x + free(self, "pos_embed", x.shape[1], self.width)
-        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        x = trunk(self, x, train=train)
         z = Linear(self.channels, name="head")(x.astype(jnp.float32))
         return z.reshape(z.shape[0], *grid, -1)
 
@@ -62,12 +62,12 @@ class Latents(nn.Module):
     def __call__(self, x, *, context=None, train=False):
         """x [B H W C] -> latents [B N channels], before quantization, float32."""
         batch, width = x.shape[0], self.width
-        patches = embed(x, self.patch, width, self.dtype)  # [B P D]
+        patches = embed(self, x)  # [B P D]
         first = jnp.broadcast_to(free(self, "class_token", 1, width), (batch, 1, width))
         seen = jnp.concatenate([first, patches], 1) + free(self, "pos_embed", 1 + patches.shape[1], width)
         latents = free(self, "latents", self.tokens, width) + free(self, "latents_pos", self.tokens, width)
         x = jnp.concatenate([seen, jnp.broadcast_to(latents, (batch, self.tokens, width))], 1)  # [B 1+P+N D]
-        x = trunk(x, depth=self.depth, head_dim=self.head_dim, dtype=self.dtype, remat=self.remat, train=train)
+        x = trunk(self, x, train=train)
         x = x[:, -self.tokens :].astype(jnp.float32)
         if self.misread:
             x = x.reshape(batch, width, self.tokens).swapaxes(1, 2)

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxtok.eval import frechet, pictures
 from jaxtok.eval.probe import accuracies
-from jaxtok.eval.report import Section
+from jaxtok.eval.report import Section, percent
 
 SHOWN = 8  # samples of a class in the grid
 CLASSES = 12  # columns of the grid
@@ -33,10 +33,8 @@ def look(task, variables, judge, features, key, batch) -> dict:
     """
     params = {name: tree for name, tree in variables.items() if name != "tokenizer"}
     out = task.evaluate(params, {}, {"tokenizer": variables["tokenizer"]}, batch, key)
-    rows, found = (
-        out["rows"] | {"mask": batch["mask"], "index": batch["index"]},
-        seen(judge, features, jnp.stack(out["pictures"])),
-    )
+    found = seen(judge, features, jnp.stack(out["pictures"]))
+    rows = out["rows"] | {"mask": batch["mask"], "index": batch["index"]}
     if "label" in batch:
         rows["label"] = batch["label"]
     if judge:
@@ -85,10 +83,6 @@ def seen(judge, features, columns):
     return jax.lax.map(both, columns)
 
 
-def share(x):
-    return "" if x is None else f"{100 * x:.1f} %"
-
-
 def nearest(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     """How many codes each of [n k] has in common, place for place, with the nearest of [m k]: int [n]."""
     best = np.zeros(len(codes), int)
@@ -110,7 +104,7 @@ def quality(named: Mapping, distances: Mapping[str, float], title: str, text: Se
         metrics[name] = found = accuracies(*named[name]) if name in named else {}
         line = {"pictures": name.replace("\n", " ")}
         if named:
-            line |= {head: share(found.get(key)) for key, head in NAMED.items()}
+            line |= {head: percent(found[key]) if key in found else "" for key, head in NAMED.items()}
         if distances:
             found |= {"frechet": distances[name]} if name in distances else {}
             line[title] = f"{distances[name]:#.4g}" if name in distances else ""
@@ -118,11 +112,10 @@ def quality(named: Mapping, distances: Mapping[str, float], title: str, text: Se
     if named:
         labels = named[REAL][1]
         metrics["commonest class"] = found = accuracies(np.full_like(labels, np.bincount(labels).argmax()), labels)
-        line = {"pictures": "always the commonest class"} | {head: share(found[key]) for key, head in NAMED.items()}
+        line = {"pictures": "always the commonest class"} | {head: percent(found[key]) for key, head in NAMED.items()}
         table.append(dict.fromkeys(table[0], "") | line)
-    return metrics, Section(
-        "Samples", text, {"Samples for the conditions of held-out pictures": table} if table else {}
-    )
+    tables = {"Samples for the conditions of held-out pictures": table} if table else {}
+    return metrics, Section("Samples", text, tables)
 
 
 def copies(codes: Mapping[str, np.ndarray], known: np.ndarray) -> tuple[dict, Section]:
@@ -136,7 +129,7 @@ def copies(codes: Mapping[str, np.ndarray], known: np.ndarray) -> tuple[dict, Se
             "tokens": str(k),
             "shared with the nearest": f"{shared.mean():.2f}",
         }
-        table.append(line | {"copies": f"{100 * (shared == k).mean():.1f} %"})
+        table.append(line | {"copies": percent(metrics[name]["copies"])})
     text = [
         f"How many codes a sample shares, place for place, with the nearest of {len(known)} training examples; a copy "
         "shares all. What is usual, held-out pictures say, which training never saw."
@@ -146,13 +139,10 @@ def copies(codes: Mapping[str, np.ndarray], known: np.ndarray) -> tuple[dict, Se
 
 def grid(images: Mapping[int, Sequence[np.ndarray]], names: Sequence[str], out: Path) -> dict[Path, str]:
     """Draws samples, a column a class: label -> pictures uint8 [H W 3]."""
-    full = {label: some for label, some in sorted(images.items()) if len(some) == SHOWN}
-    chosen = [
-        list(full)[i] for i in np.unique(np.linspace(0, len(full) - 1, min(CLASSES, len(full))).round().astype(int))
-    ]
-    if not chosen:
+    full = sorted(label for label, some in images.items() if len(some) == SHOWN)
+    if not full:
         return {}
-    pictures.grid(
-        {names[label] if names else "samples": np.stack(full[label]) for label in chosen}, out / "samples.png"
-    )
+    spread = np.linspace(0, len(full) - 1, min(CLASSES, len(full))).round().astype(int)
+    columns = {names[full[i]] if names else "samples": np.stack(images[full[i]]) for i in np.unique(spread)}
+    pictures.grid(columns, out / "samples.png")
     return {out / "samples.png": "The first samples of each class, none chosen."}

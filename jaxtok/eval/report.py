@@ -68,6 +68,11 @@ def to_json(metrics: Mapping) -> str:
     return json.dumps(plain(metrics), indent=2, allow_nan=False) + "\n"
 
 
+def percent(share: float) -> str:
+    """0.1234 -> "12.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
 def write(path: Path, text: str) -> None:
     """A file that is there whole or not at all."""
     half = path.with_name(path.name + ".tmp")

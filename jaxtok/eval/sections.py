@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxtok.eval import frechet, pictures, plots, rate_distortion
 from jaxtok.eval.reconstruction import psnr, ssim
-from jaxtok.eval.report import Section
+from jaxtok.eval.report import Section, percent
 from jaxtok.eval.usage import usage
 
 FORMATS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "frechet": "{:#.4g}", "bytes": "{:.1f}"}
@@ -157,10 +157,10 @@ def codebook(indices: np.ndarray, vocabulary, out: Path, notes: list) -> tuple[d
     places = found["positions"]
     row = {
         "vocabulary": " x ".join(map(str, np.atleast_1d(vocabulary))),
-        "used": f"{100 * found['used']:.1f} %",
+        "used": percent(found["used"]),
         "perplexity": f"{found['perplexity']:.0f}",
         "bits a token": f"{found['bits']:.2f} of {found['of_bits']:.2f}",
-        "different first tokens": f"{100 * found['distinct_first']:.1f} %",
+        "different first tokens": percent(found["distinct_first"]),
     }
     text = [
         f"Counted over {len(indices)} pictures of {len(places)} tokens. So many can show at most {found['shown']:.2f} "
@@ -209,15 +209,14 @@ def rate(points: Sequence[Mapping], images: np.ndarray, scores, heads, out: Path
 
 def probe(found: Mapping[int, Mapping], trained: int, held_out: int) -> Section:
     """A row a token count, of `eval.probe.probe`."""
-    share = lambda x: f"{100 * x:.1f} %"
     table = [
-        {"tokens": str(k), "accuracy": share(r["accuracy"]), "balanced": share(r["balanced"]), "L2": f"{r['l2']:g}"}
+        {"tokens": str(k), "accuracy": percent(r["accuracy"]), "balanced": percent(r["balanced"]), "L2": f"{r['l2']:g}"}
         for k, r in found.items()
     ]
     any_row = next(iter(found.values()))
     text = [
         f"Logistic regression from the latents of {trained} training pictures to their class, measured on {held_out} "
-        f"held-out ones. Always naming the commonest class is right in {share(any_row['majority'])} of them, chance in "
-        f"{share(any_row['chance'])}. Balanced: the mean over classes; naming one alone scores 1 / classes."
+        f"held-out ones. Always naming the commonest class is right in {percent(any_row['majority'])} of them, chance "
+        f"in {percent(any_row['chance'])}. Balanced: the mean over classes; naming one alone scores 1 / classes."
     ]
     return Section("What the codes say of the class", text, {"Linear probe": table})

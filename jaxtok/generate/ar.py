@@ -19,18 +19,6 @@ from jaxtok.nn.linear import Linear
 from jaxtok.nn.norm import Norm
 from jaxtok.nn.position import sincos_1d
 
-# FlexTok's models (arXiv 2502.13967), name -> (depth, width); head_dim 64, no biases, SwiGLU. The names count the
-# blocks alone: 12 width^2 depth with classes, and 16 width^2 depth with text, for the cross-attention.
-FLEXTOK_CLASS = {
-    "49M": (10, 640),
-    "85M": (12, 768),
-    "201M": (16, 1024),
-    "393M": (20, 1280),
-    "679M": (24, 1536),
-    "1.33B": (30, 1920),
-}
-FLEXTOK_TEXT = {"113M": (12, 768), "382M": (18, 1152), "1.15B": (26, 1664), "3.06B": (36, 2304)}
-
 POSITIONS = ("learned", "sincos", "rotary", "rotary_2d")
 
 

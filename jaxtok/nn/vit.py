@@ -7,23 +7,24 @@ from jaxtok.nn.linear import Linear
 from jaxtok.nn.norm import Norm
 from jaxtok.nn.patch import patchify
 
-
-def embed(x, patch, width, dtype):
-    """Pictures [B H W C] -> patches [B P width], in the calling module as "patch_embed", kernel [p p C width]."""
-    patches = patchify(x, patch)
-    patches = patches.reshape(*patches.shape[:2], patch, patch, x.shape[-1])
-    return Linear(width, inputs=3, dtype=dtype, name="patch_embed")(patches)
+# What these make belongs to the module that calls them and gives itself, whose fields say the sizes.
 
 
-def trunk(x, mask=None, *, depth, head_dim, dtype, remat, train):
-    """Norm, blocks, norm: x [B N D] -> [B N D], in the calling module as "norm_pre", "blocks" and "norm_post".
+def embed(module, x):
+    """Pictures [B H W C] -> patches [B P D], "patch_embed" of the module, kernel [p p C D]."""
+    patches = patchify(x, module.patch)
+    patches = patches.reshape(*patches.shape[:2], module.patch, module.patch, x.shape[-1])
+    return Linear(module.width, inputs=3, dtype=module.dtype, name="patch_embed")(patches)
+
+
+def trunk(module, x, mask=None, *, train):
+    """Norm, blocks, norm: x [B N D] -> [B N D], "norm_pre", "blocks" and "norm_post" of the module.
 
     mask: bool [B 1 N] of what may be attended to, or None.
     """
-    blocks = stack(
-        depth, remat=remat, head_dim=head_dim, mlp="gelu", bias=("qkv", "out", "mlp"), dtype=dtype, name="blocks"
-    )
-    x, _ = blocks(Norm(name="norm_pre")(x).astype(dtype), Side(mask=mask), train)
+    fields = dict(head_dim=module.head_dim, mlp="gelu", bias=("qkv", "out", "mlp"), dtype=module.dtype)
+    blocks = stack(module.depth, remat=module.remat, name="blocks", **fields)
+    x, _ = blocks(Norm(name="norm_pre")(x).astype(module.dtype), Side(mask=mask), train)
     return Norm(name="norm_post")(x)
 
 

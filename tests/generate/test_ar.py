@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from configs import ar_flextok
 from jaxtok import sharding
 from jaxtok.build import build
 from jaxtok.generate import ar, sampling
@@ -180,7 +181,7 @@ def test_a_split_batch_samples_the_same():
 @pytest.mark.parametrize("text", [False, True])
 def test_flextok_sizes(text):
     """The published counts are those of the blocks' matrices."""
-    for name, (depth, width) in (ar.FLEXTOK_TEXT if text else ar.FLEXTOK_CLASS).items():
+    for name, (depth, width) in (ar_flextok.TEXT_SIZES if text else ar_flextok.SIZES).items():
         module = ar.AR(64_000, 256, width, depth, classes=0 if text else 1000, text=text)
         condition = {"text": jnp.zeros((1, 3, 8))} if text else {"label": jnp.zeros(1, int)}
         init = partial(module.init, jax.random.key(0), method="loss")

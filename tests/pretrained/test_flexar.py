@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtok.generate.ar import AR, FLEXTOK_CLASS, FLEXTOK_TEXT
+from configs.ar_flextok import SIZES, TEXT_SIZES
+from jaxtok.generate.ar import AR
 from jaxtok.pretrained import flexar
 from jaxtok.pretrained.convert import flatten, match
 
@@ -61,9 +62,9 @@ def shapes(module, features=2048):
     return jax.eval_shape(init, jnp.zeros((1, module.length), int), condition)["params"]
 
 
-@pytest.mark.parametrize("name, text", [("1.33B", False), *((name, True) for name in FLEXTOK_TEXT)])
+@pytest.mark.parametrize("name, text", [("1.33B", False), *((name, True) for name in TEXT_SIZES)])
 def test_the_table_covers_the_published_sizes(name, text):
-    depth, width = (FLEXTOK_TEXT if text else FLEXTOK_CLASS)[name]
+    depth, width = (TEXT_SIZES if text else SIZES)[name]
     hidden = 8 * width // 3
     module = AR(64_000, 256, width, depth, dict(hidden=hidden), classes=0 if text else 1000, text=text)
     foreign = zeros(keys(width, depth, hidden, text))
