@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ class BoundTokenizer:
       model: the Tokenizer.
       variables: its parameters and other collections, as `model.apply` takes them.
       tokens: N, how many a picture has; None where that is not known beforehand.
-      vocabulary: indices are 0 ... vocabulary - 1.
-      picture: (H, W, 3) of the pictures that it was made for, or None.
+      vocabulary: indices are 0 ... vocabulary - 1; a tuple of G for tokens of G indices, None for continuous ones.
+      picture: (H, W, 3) of the pictures that it was made for; None: of any size, and tokens have places.
     """
 
     def __init__(self, model: Tokenizer, variables: dict[str, Any], mesh: jax.sharding.Mesh | None = None):
@@ -34,11 +35,13 @@ class BoundTokenizer:
             encode = functools.partial(model.apply, method="encode")
             codes = jax.eval_shape(encode, variables, jax.ShapeDtypeStruct((1, *self.picture), jnp.uint8))
             self.tokens = codes.keep.shape[1]
-        self._encoder = jax.jit(functools.partial(encode_indices, model), static_argnames="tokens")
-        self._decoder = jax.jit(functools.partial(decode_indices, model), static_argnames="options")
+        self._encoder = jax.jit(functools.partial(encode_arrays, model), static_argnames="tokens")
+        self._decoder = jax.jit(functools.partial(decode_arrays, model), static_argnames=("grid", "options"))
 
     def encode(self, images, tokens: int | None = None) -> jax.Array:
         """Pictures -> int32 [B N], or [B k] for the first k = `tokens` of them, which costs less.
+
+        Tokens of G indices are [B N G]; continuous ones are float32 [B N D], or [B h w D] where they have places.
 
         Args:
           images: [B H W 3], numpy or jax: uint8, or floats in the codec's range ([-1, 1] unless it says otherwise).
@@ -51,33 +54,52 @@ class BoundTokenizer:
             raise ValueError(f"tokens={tokens}: a picture has 1 to {self.tokens} tokens.")
         return self._encoder(self.variables, put(images, self._mesh), tokens=None if tokens == self.tokens else tokens)
 
-    def decode(self, codes, *, seed: int = 0, **options) -> jax.Array:
+    def decode(self, codes, *, seed: int = 0, grid: tuple[int, int] | None = None, **options) -> jax.Array:
         """Codes -> pictures, uint8 [B H W 3].
 
         Args:
-          codes: integers [B k]: the first k tokens of each picture, k from 1 to N.
+          codes: integers [B k]: the first k tokens of each picture, k from 1 to N. [B k G], or floats [B k D] and
+            [B h w D], as `encode` gives them.
           seed: of the noise that a generative decoder starts from; the same seed gives the same pictures.
+          grid: (h, w), where indices have places; default: as many rows as columns.
           options: of the decoder's `sample`: a flow's `steps`, `guidance` and `guide`, for instance.
 
         Programs are compiled for k a power of two or N; other k use the next one, with the same result. ValueError for
         other shapes and for indices that are no codes of this tokenizer, TypeError for options that are not there.
         """
-        codes = np.asarray(codes)
-        if codes.dtype.kind not in "iu" or codes.ndim != 2 or not codes.size:
-            raise ValueError(f"Codes are integers [B k], not {codes.dtype} {list(codes.shape)}.")
-        if codes.min() < 0 or codes.max() >= self.vocabulary:
-            raise ValueError(
-                f"Codes must lie in 0 ... {self.vocabulary - 1}, got {codes.min()} ... {codes.max()}: "
-                "were they made by another tokenizer?"
-            )
-        k = codes.shape[1]
+        codes = self.check_codes(np.asarray(codes))
+        k = codes.shape[1] if codes.ndim < 4 else codes.shape[1] * codes.shape[2]
         if k > (self.tokens or k):
             raise ValueError(f"A picture has 1 to {self.tokens} tokens here, got {k}.")
+        if self.picture is None and codes.ndim < 4:
+            grid = square(k) if grid is None else tuple(grid)
+            if grid[0] * grid[1] != k:
+                raise ValueError(f"grid={grid} has not {k} places.")
+        elif grid is not None:
+            raise ValueError("grid is for indices of tokens with places, which these have not.")
         check_sampler(self.model.decoder, options)
         bucket = next(n for n in powers_of_two(self.tokens) if n >= k) if self.tokens else k
-        codes = np.pad(codes.astype(np.int32), ((0, 0), (0, bucket - k)))
-        options = tuple(sorted(options.items()))
-        return self._decoder(self.variables, put(codes, self._mesh), k, jax.random.key(seed), options=options)
+        if bucket > k:
+            codes = np.pad(codes, ((0, 0), (0, bucket - k), *[(0, 0)] * (codes.ndim - 2)))
+        options, key = tuple(sorted(options.items())), jax.random.key(seed)
+        return self._decoder(self.variables, put(codes, self._mesh), k, key, grid=grid, options=options)
+
+    def check_codes(self, codes):
+        """Codes as `decode` takes them, int32 or float32. ValueError for other shapes, types and ranges."""
+        if self.vocabulary is None:
+            if codes.dtype.kind != "f" or codes.ndim not in (3, 4) or not np.isfinite(codes).all() or not codes.size:
+                raise ValueError(f"Tokens are finite floats [B k D] here, not {codes.dtype} {list(codes.shape)}.")
+            return codes.astype(np.float32)
+        sizes = np.asarray(self.vocabulary)
+        wanted = "[B k]" if sizes.ndim == 0 else f"[B k {len(sizes)}]"
+        if codes.dtype.kind not in "iu" or codes.shape[2:] != sizes.shape or codes.ndim < 2 or not codes.size:
+            raise ValueError(f"Codes are integers {wanted}, not {codes.dtype} {list(codes.shape)}.")
+        if codes.min() < 0 or (codes >= sizes).any():
+            raise ValueError(
+                f"Codes must lie in 0 ... {sizes - 1}, got {codes.min()} ... {codes.max()}: "
+                "were they made by another tokenizer?"
+            )
+        return codes.astype(np.int32)
 
     def check_images(self, images):
         """Images as `encode` takes them, floats as float32. ValueError for other shapes, types and ranges."""
@@ -186,19 +208,35 @@ def put(batch, mesh):
     return jax.tree.map(lambda x: sharding.put_batch({"rows": x}, mesh)["rows"], batch)
 
 
-def encode_indices(model, variables, images, tokens=None):
-    """Images [B H W 3] -> int32 [B N], or the first `tokens` of them."""
-    options = {} if tokens is None else {"tokens": tokens}
-    return model.apply(variables, images, **options, method="encode").indices
+def encode_arrays(model, variables, images, tokens=None):
+    """Images [B H W 3] -> their first `tokens`: int32 [B k] or [B k G]; float32 [B k D], or [B h w D] of all."""
+    fewer = tokens is not None and "tokens" in parameters(type(model.encoder).__call__)  # which costs less
+    codes = model.apply(variables, images, **({"tokens": tokens} if fewer else {}), method="encode")
+    if codes.indices is not None:
+        return codes.indices[:, :tokens]
+    if codes.grid is not None and tokens in (None, codes.z.shape[1]):
+        return codes.z.reshape(len(codes.z), *codes.grid, -1)
+    return codes.z[:, :tokens]
 
 
-def decode_indices(model, variables, indices, k, key, options=()):
-    """int32 [B n], of which the first k count -> uint8 [B H W 3]. options: pairs, of the decoder's `sample`."""
-    n = indices.shape[1]
-    codes = model.apply(variables, indices, n, method="lookup")
+def decode_arrays(model, variables, arrays, k, key, grid=None, options=()):
+    """What `encode_arrays` gives, of which the first k tokens count -> uint8 [B H W 3].
+
+    grid: (h, w) of indices with places. options: pairs, of the decoder's `sample`.
+    """
+    n = arrays.shape[1] if arrays.ndim < 4 else arrays.shape[1] * arrays.shape[2]
+    codes = model.apply(variables, arrays, n, grid, method="lookup")
     codes = codes.replace(keep=codes.keep & (jnp.arange(n) < k))
     pixels = model.apply(variables, codes, key, **dict(options), method="decode")
     return jnp.round(pixels * 255).astype(jnp.uint8)
+
+
+def square(n):
+    """(h, w) of n places, as many rows as columns. ValueError if n is no square."""
+    side = math.isqrt(n)
+    if side * side != n:
+        raise ValueError(f"{n} tokens with places are no square: give grid=(rows, columns).")
+    return side, side
 
 
 def picture_shape(model):

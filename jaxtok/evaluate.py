@@ -1,6 +1,7 @@
 """What a run is worth on held-out pictures: python -m jaxtok.evaluate --checkpoint=runs/flextok
 
 Writes WORKDIR/evaluation: its pictures, report.html, one file that opens anywhere, and at last metrics.json.
+Several tokenizers on one screen, on the same pictures: python -m jaxtok.evaluate --compare runs/a runs/b --out=DIR
 docs/metrics.md says what each number is. Read evaluate() and of_tokenizer() from top to bottom.
 """
 
@@ -22,6 +23,7 @@ from jaxtok import build, hub, sharding
 from jaxtok.bound import check_sampler, picture_shape
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
+from jaxtok.eval import compare as together
 from jaxtok.eval import frechet, generation, report, sections, streaming
 from jaxtok.eval.classifier import train_classifier
 from jaxtok.eval.probe import latents, prefix, probe
@@ -92,6 +94,40 @@ def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
     report.write(out / "metrics.json", report.to_json(metrics))
     print("", *metrics["notes"], f"Report: {out / 'report.html'}", sep="\n")
     return metrics
+
+
+def compare(checkpoints, out, config=None, **options):
+    """Evaluates tokenizers on the same held-out pictures; writes out/report.html and returns the metrics of each.
+
+    Args:
+      checkpoints: workdirs of runs; each one's own evaluation goes to a folder of its name in `out`.
+      config: whose data section counts; default: that of the first run.
+      options: of `of_tokenizer`.
+    """
+    names = [Path(checkpoint).name for checkpoint in checkpoints]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"--compare takes two or more runs whose folders have different names, not {names}.")
+    if config is None:
+        config = ConfigDict(json.loads((hub.find(checkpoints[0]) / "config.json").read_text()))
+    found, out, notes = {}, Path(out), []
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        found[name] = evaluate(checkpoint, out / name, config, **options)
+        notes += [note for note in found[name].get("notes", ()) if note not in notes]
+    if jax.process_index():
+        return found
+    if strange := [name for name, metrics in found.items() if "reconstruction" not in metrics]:
+        raise ValueError(f"--compare is for tokenizers; {strange} are generators.")
+    parts = [together.everything(found)]
+    if equal := together.at_equal_bytes(found, out, notes):
+        parts.append(equal[1])
+    for part in parts:
+        for caption, rows in part.tables.items():
+            print(f"\n{format_table(caption, rows)}")
+    about = f"Held-out pictures of {json.dumps(config.data.eval.source.to_dict())}. Averaged weights."
+    report.write(out / "report.html", report.page(", ".join(names), [about, *notes], parts))
+    report.write(out / "metrics.json", report.to_json(found))
+    print("", *notes, f"Report: {out / 'report.html'}", sep="\n")
+    return found
 
 
 def of_tokenizer(
@@ -294,21 +330,27 @@ def options_of(words):
 
 
 def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}: options are --NAME=VALUE; --help lists them.")
+    if bool(FLAGS.checkpoint) == FLAGS.compare or (len(argv) > 1 and not FLAGS.compare):
+        raise app.UsageError("Give --checkpoint=RUN, or --compare RUN RUN ...; options are --NAME=VALUE (--help).")
+    if FLAGS.compare and not FLAGS.out:
+        raise app.UsageError("--compare needs --out=FOLDER for its report.")
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
     options = {"net": FLAGS.extractor, "tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
     options |= {
         name: getattr(FLAGS, name) for name in ("limit", "batch", "all_samplers", "inception", "lpips", "samples")
     }
     options = {name: value for name, value in options.items() if value not in (None, False, (), {})}  # as given
-    evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
+    if FLAGS.compare:
+        compare(argv[1:], FLAGS.out, FLAGS.config, **options)
+    else:
+        evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
 
 
 if __name__ == "__main__":
     use_huge_pages()
     FLAGS = flags.FLAGS
-    flags.DEFINE_string("checkpoint", None, "Workdir of a run, or of converted weights.", required=True)
+    flags.DEFINE_string("checkpoint", None, "Workdir of a run, or of converted weights.")
+    flags.DEFINE_bool("compare", False, "Compare the tokenizers whose workdirs follow, on the pictures of the first.")
     flags.DEFINE_string("out", None, "Where to write; default: evaluation/ in the workdir.")
     config_flags.DEFINE_config_file("config", None, "A config whose data section replaces that of the run.")
     flags.DEFINE_integer("limit", None, "So many held-out pictures, spread over the set; default: all.", lower_bound=1)

@@ -21,11 +21,10 @@ import numpy as np
 from etils import epath
 
 from jaxtok import checkpoint
-from jaxtok.bound import picture_shape
+from jaxtok.bound import picture_shape, square
 from jaxtok.build import build
 from jaxtok.eval.reconstruction import psnr, ssim
 from jaxtok.nn import codebook, masks
-from jaxtok.structs import Codes
 from jaxtok.tokenizer import Tokenizer
 
 # The rows of a table that set a scale: what three bytes give, and what a decoder gives that does not read its codes.
@@ -235,8 +234,10 @@ class GeneratorTask:
 
     @functools.cached_property
     def tokens(self) -> int:
-        """N, of the tokenizer."""
-        return jax.eval_shape(self._encode, self._stored, self._image).keep.shape[1]
+        """N, of the tokenizer; of one for pictures of any size, as many as the model draws."""
+        if (shape := picture_shape(self.codec)) is None:
+            return self.model.length
+        return jax.eval_shape(self._encode, self._stored, jax.ShapeDtypeStruct((1, *shape), jnp.uint8)).keep.shape[1]
 
     def check(self, source):
         """ValueError for codes of another tokenizer, too few of them, or another number of classes."""
@@ -328,11 +329,10 @@ class GeneratorTask:
         """Codes int [B k], or latents [B h w C] -> pictures uint8 [B H W 3]."""
         apply = functools.partial(self.codec.apply, variables)
         if jnp.issubdtype(codes.dtype, jnp.integer):
-            codes = apply(codes, self.tokens, method="lookup")
+            grid = None if picture_shape(self.codec) else square(self.tokens)
+            codes = apply(codes, self.tokens, grid, method="lookup")
         else:
-            batch, *grid, width = codes.shape
-            z = codes.reshape(batch, -1, width)
-            codes = Codes(z, None, jnp.ones(z.shape[:2], bool), tuple(grid) if len(grid) > 1 else None)
+            codes = apply(codes, int(np.prod(codes.shape[1:-1])), method="lookup")
         return jnp.round(apply(codes, key, **self.decoder, method="decode") * 255).astype(jnp.uint8)
 
     def titles(self):
@@ -377,13 +377,6 @@ class GeneratorTask:
             tree = {name: part for name, part in tree.items() if name != "objective"}
             params, others = (params, tree) if which == "mutable" else (merge(params, tree), others)
         return {"params": params, **others}
-
-    @property
-    def _image(self):
-        shape = picture_shape(self.codec)
-        if shape is None:
-            raise ValueError(f"{self.tokenizer} is made for pictures of any size, so it has no number of tokens.")
-        return jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
 
     def _encode(self, variables, images):
         return self.codec.apply(variables, images, method="encode")

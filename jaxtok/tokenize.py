@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import jaxtok
 from jaxtok import build, sharding, train
-from jaxtok.bound import BoundTokenizer
+from jaxtok.bound import BoundTokenizer, encode_arrays
 from jaxtok.checkpoint import Checkpoints, claim_workdir, fingerprint
 from jaxtok.data import codes, pipeline
 from jaxtok.metrics import format_table
@@ -85,7 +85,7 @@ def tokenize(
         claim_workdir(Path(out) / split, ConfigDict(plans[split]), free=(r"tokenizer\.path",))
 
     rows = sharding.batch_sharding(mesh)
-    encode = jax.jit(functools.partial(arrays, tokenizer.model), static_argnames="tokens", out_shardings=rows)
+    encode = jax.jit(functools.partial(encode_arrays, tokenizer.model), static_argnames="tokens", out_shardings=rows)
     manifests = {}
     for split, view in views.items():
         folder, k = Path(out) / split, plans[split]["tokens"]
@@ -110,17 +110,6 @@ def said(view, tokenizer, tokens):
         raise ValueError(f"tokens={tokens}: a picture has 1 to {n} tokens.")
     model = dict(vocabulary=tokenizer.vocabulary, tokens=k, grid=found.grid if k == n else None)
     return model | dict(pictures=len(view.source), class_names=tuple(view.source.class_names), format=codes.FORMAT)
-
-
-def arrays(model, variables, images, tokens):
-    """The first k tokens of pictures: int32 [B k] or [B k G]; continuous ones float32 [B k D], [B h w D] if all."""
-    fewer = "tokens" in build.parameters(type(model.encoder).__call__)  # which costs less
-    found = model.apply(variables, images, **({"tokens": tokens} if fewer else {}), method="encode")
-    if found.indices is not None:
-        return found.indices[:, :tokens]
-    if found.grid is not None and tokens == found.z.shape[1]:
-        return found.z.reshape(len(found.z), *found.grid, -1)
-    return found.z[:, :tokens]
 
 
 def write_shards(folder, plan, view, mine, batch, encode):

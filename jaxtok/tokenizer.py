@@ -48,14 +48,26 @@ class Tokenizer(nn.Module):
         """Codes -> pixels float32 [B H W 3] in [0, 1]. `options` go to the decoder's `sample`."""
         return self.codec.decode(self.decoder.sample(codes, rng, **options))
 
-    def lookup(self, indices, length) -> Codes:
-        """The first k indices of each picture, int [B k] or [B k G] -> Codes of `length` tokens of which k are kept."""
-        batch, k, *groups = indices.shape
+    def lookup(self, codes, length, grid=None) -> Codes:
+        """The first k tokens of each picture -> Codes of `length` tokens of which k are kept.
+
+        Args:
+          codes: indices int [B k], or [B k G]; or latents float [B k D], or [B h w D] of tokens with places.
+          grid: (h, w), of indices of tokens with places.
+        """
+        if not jnp.issubdtype(codes.dtype, jnp.integer):
+            grid = codes.shape[1:-1] if codes.ndim > 3 else grid
+            codes = codes.reshape(codes.shape[0], -1, codes.shape[-1])
+        batch, k = codes.shape[:2]
         if not 1 <= k <= length:
             raise ValueError(f"lookup takes 1 to {length} tokens a picture, got {k}.")
-        z = self.quantizer.lookup(indices)
+        indices, z = None, codes
+        if jnp.issubdtype(codes.dtype, jnp.integer):
+            indices = jnp.pad(codes, ((0, 0), (0, length - k), *[(0, 0)] * (codes.ndim - 2)))
+            z = self.quantizer.lookup(codes)
         return Codes(
             z=jnp.pad(z, ((0, 0), (0, length - k), (0, 0))),
-            indices=jnp.pad(indices, ((0, 0), (0, length - k), *[(0, 0)] * len(groups))),
+            indices=indices,
             keep=jnp.broadcast_to(jnp.arange(length) < k, (batch, length)),
+            grid=grid and tuple(grid),
         )

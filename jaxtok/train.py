@@ -1,6 +1,6 @@
 """The one training loop: python -m jaxtok.train --config=configs/flextok.py --workdir=runs/flextok
 
-Read train() top to bottom: mesh, data, state, restore, steps, evaluation, end.
+Read train() top to bottom: mesh, data, state, restore, steps, evaluation, end. run() is for recipes of several stages.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from jaxtok import build, distributed, optim, sharding
+from jaxtok import build, distributed, optim, sharding, stages
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
@@ -31,6 +31,18 @@ KEYS = (
     "optimizer data task init_from"
 ).split()
 SHOWN = 8  # rows of the picture
+
+
+def run(config, workdir, profile=False):
+    """`train`, for each stage of a config in turn; those that have ended are passed over. Returns the last metrics."""
+    metrics, runs = {}, stages.runs(config, workdir, KEYS)
+    for number, (folder, stage) in enumerate(runs, 1):
+        if number < len(runs) and stages.finished(folder, stage):
+            continue
+        metrics = train(stage, folder, profile)
+        if number < len(runs) and not stages.finished(folder, stage):  # it was told to stop
+            break
+    return metrics
 
 
 def train(config, workdir, profile=False):
@@ -334,7 +346,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
     distributed.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
     with distributed.end_together():
-        train(FLAGS.config, FLAGS.workdir, FLAGS.profile)
+        run(FLAGS.config, FLAGS.workdir, FLAGS.profile)
 
 
 def use_huge_pages():

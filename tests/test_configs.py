@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxtok import train
+from jaxtok import stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from tests import runs
@@ -54,8 +54,9 @@ def test_every_variant_builds_and_an_unknown_one_lists_them(name):
         module.get_config("tinny")
     for variant in module.VARIANTS:
         config = module.get_config(variant)
-        assert set(config) <= set(train.KEYS) and config.total_steps > 0
-        build(config.task)
+        for _, run in stages.runs(config, "runs/it", train.KEYS):
+            assert set(run) <= set(train.KEYS) and run.total_steps > 0
+            build(run.task)
 
 
 def test_a_config_loads_without_jax():

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "checkpoint": ("sharding",),
     "optim": ("sharding",),
     **dict.fromkeys(("__init__", "build", "tasks", "train", "tokenize", "evaluate", "export"), None),
-    **dict.fromkeys(("bound", "hub", "convert", "init_from", "plan"), None),
+    **dict.fromkeys(("bound", "hub", "convert", "init_from", "plan", "stages"), None),
     **dict.fromkeys(("distributed", "chips", "hlo"), ()),
 }
 TENSORFLOW = ("tensorflow", "clu.metric_writers", "clu.periodic_actions")  # the last two import it

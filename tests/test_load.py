@@ -13,6 +13,7 @@ import pytest
 from flax import traverse_util
 
 import jaxtok
+from configs import kl_vae
 from jaxtok import bound, convert, sharding, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints, claim_workdir
@@ -104,10 +105,10 @@ def test_few_programs_serve_all_lengths(run, monkeypatch):
 
     def counted(model, variables, indices, *args, **options):
         traced.append((indices.shape, options))
-        return decode_indices(model, variables, indices, *args, **options)
+        return decode_arrays(model, variables, indices, *args, **options)
 
-    decode_indices = bound.decode_indices
-    monkeypatch.setattr(bound, "decode_indices", counted)
+    decode_arrays = bound.decode_arrays
+    monkeypatch.setattr(bound, "decode_arrays", counted)
     tokenizer = jaxtok.load(run[0])
     codes = np.zeros((2, 8), np.int64)
     for k in (5, 6, 7, 8, 3, 4, 2, 1):
@@ -435,3 +436,47 @@ def test_a_file_of_the_published_size(tmp_path):
     assert codes.shape == (1, 256) and codes.min() >= 0 and codes.max() < 64_000 and len(np.unique(codes)) > 1
     picture = tokenizer.decode(codes, steps=1)
     assert picture.shape == images.shape and picture.dtype == jnp.uint8 and picture.std() > 1
+
+
+# ---- tokens with places, of several indices, continuous ----
+
+KINDS = {
+    "places": dict(name="quantizers.vq.VQ", size=16),
+    "groups": dict(name="quantizers.binary.LFQ", bits=(2, 3)),
+    "continuous": dict(name="quantizers.gaussian.Gaussian"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_every_kind(kind):
+    config = kl_vae.get_config("tiny").task.model
+    config.encoder.out = 5 if kind == "groups" else 4
+    config.quantizer = KINDS[kind]
+    model = build(config)
+    keys = {"params": jax.random.key(0), "train": jax.random.key(0)}
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), np.uint8)
+    variables = jax.jit(functools.partial(model.init, train=True))(keys, images)
+    tokenizer = bound.BoundTokenizer(model, variables)
+    codes = tokenizer.encode(images)
+    assert codes.shape == {"places": (2, 128), "groups": (2, 128, 2), "continuous": (2, 8, 16, 2)}[kind]
+    grid = {} if kind == "continuous" else {"grid": (8, 16)}
+    pictures = tokenizer.decode(codes, **grid)
+    whole = model.apply(variables, model.apply(variables, images, method="encode"), method="decode")
+    assert np.abs(np.asarray(pictures, float) - 255 * np.asarray(whole)).max() < 0.5 + 1e-3
+    assert tokenizer.encode(images[:, :, :16]).shape[1:3] != codes.shape[1:3]  # pictures of any size
+    square = tokenizer.encode(images[:, :, :16])
+    assert tokenizer.decode(square).shape == (2, 16, 16, 3)
+    if kind == "continuous":
+        with pytest.raises(ValueError, match="finite floats"):
+            tokenizer.decode(np.full(codes.shape, np.nan, np.float32))
+        with pytest.raises(ValueError, match="grid is for indices"):
+            tokenizer.decode(codes, grid=(8, 16))
+        return
+    with pytest.raises(ValueError, match="128 tokens with places are no square"):
+        tokenizer.decode(codes)
+    with pytest.raises(ValueError, match=r"grid=\(8, 8\) has not 128 places"):
+        tokenizer.decode(codes, grid=(8, 8))
+    with pytest.raises(ValueError, match="made by another tokenizer"):
+        tokenizer.decode(np.asarray(codes) + 7, **grid)
+    with pytest.raises(ValueError, match=r"integers \[B k 2\]" if kind == "groups" else r"integers \[B k\]"):
+        tokenizer.decode(np.zeros((2, 4, 3), int))

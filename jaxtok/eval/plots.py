@@ -4,7 +4,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 COLOURS = {"tokens": "#1f5fbf", "JPEG": "#c2571a", "WebP": "#2e8540"}  # told apart by marker and line, too
-STYLES = {"tokens": "o-", "JPEG": "s--", "WebP": "^:"}
+STYLES = {"JPEG": "s--", "WebP": "^:"}
+MARKERS = "oDvPX*<>hd"  # of tokenizers, in turn
+AXES = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS (lower is better)"}
 
 
 def figure(columns: int = 1):
@@ -23,7 +25,7 @@ def figure(columns: int = 1):
 
 
 def rate_distortion(
-    points: Sequence[Mapping],
+    tokenizers: Mapping[str, Sequence[Mapping]],
     curves: Mapping[str, Mapping[str, Sequence[Mapping]]],
     labels: Mapping[str, str],
     path: str | os.PathLike,
@@ -31,27 +33,30 @@ def rate_distortion(
     """A PNG of quality against bytes a picture, a panel a score.
 
     Args:
-      points: of the tokenizer: `tokens`, `bytes` and the scores.
+      tokenizers: name -> points: `tokens`, written beside each, `bytes` and the scores.
       curves: score -> codec -> rows with `bytes` and the score.
       labels: score -> what its axis says.
       path: the PNG to write.
     """
     drawn, axes = figure(len(labels))
+    colours = [COLOURS["tokens"], *(f"C{i}" for i in range(4, 4 + len(tokenizers)))]
     for ax, (score, label) in zip(axes, labels.items(), strict=True):
-        for name, rows in {"tokens": points, **curves[score]}.items():
+        for (name, points), colour, marker in zip(tokenizers.items(), colours, MARKERS, strict=False):
+            x, y = [point["bytes"] for point in points], [point[score] for point in points]
+            ax.plot(x, y, f"{marker}-", color=colour, markersize=4, label=name)
+            for point in points:
+                place = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour)
+                ax.annotate(str(point["tokens"]), (point["bytes"], point[score]), **place)
+        for name, rows in curves[score].items():
             x, y = [row["bytes"] for row in rows], [row[score] for row in rows]
             ax.plot(x, y, STYLES[name], color=COLOURS[name], markersize=4, label=name)
-        for point in points:
-            place = dict(xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=COLOURS["tokens"])
-            ax.annotate(str(point["tokens"]), (point["bytes"], point[score]), **place)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.set_xlabel("bytes a picture")
         ax.set_ylabel(label)
         ax.margins(y=0.1)
     handles, names = axes[0].get_legend_handles_labels()
-    names[0] = "first k tokens (k beside each)"
-    drawn.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+    drawn.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     drawn.savefig(path)
 
 

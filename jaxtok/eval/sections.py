@@ -196,7 +196,8 @@ def rate(points: Sequence[Mapping], images: np.ndarray, scores, heads, out: Path
     drawn = {}
     drawable = [point for point in points if np.isfinite(point["psnr"])]
     try:
-        plots.rate_distortion(drawable, curves, heads, out / "rate_distortion.png")
+        named = {"first k tokens (k beside each)": drawable}
+        plots.rate_distortion(named, curves, heads, out / "rate_distortion.png")
         drawn = {out / "rate_distortion.png": "Quality against bytes a picture."}
     except ImportError as error:
         if str(error) not in notes:

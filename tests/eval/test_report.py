@@ -51,7 +51,9 @@ def test_plots(tmp_path):
     pytest.importorskip("matplotlib")
     points = [{"tokens": k, "bytes": 2.0 * k, "psnr": 15 + k, "ssim": 0.1 * k} for k in (1, 2, 4)]
     curves = {score: rate_distortion.codec_rows(images()) for score in ("psnr", "ssim")}
-    plots.rate_distortion(points, curves, {"psnr": "PSNR (dB)", "ssim": "SSIM"}, tmp_path / "rate.png")
+    plots.rate_distortion(
+        {"a": points, "b": points[:1]}, curves, {"psnr": "PSNR (dB)", "ssim": "SSIM"}, tmp_path / "rate.png"
+    )
     plots.positions([3.0, 2.0], 4.0, 3.5, tmp_path / "positions.png")
     for name in ("rate.png", "positions.png"):
         picture = np.asarray(Image.open(tmp_path / name).convert("RGB"))
