@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import flextok, generate, measure
+from benchmarks import flextok, generate, measure, systems
+from tests import runs
 from tests.generate import models
 
 
@@ -61,3 +62,20 @@ def test_a_measurement_says_what_it_divided(monkeypatch):
     assert plain["gflop"] == 2 * 64**3 / 1e9 and plain["speed-up"] is None
     assert same["of peak"] * same["peak gflop/s"] * same["seconds"] == pytest.approx(same["gflop"])
     assert same["speed-up"] == plain["seconds"] / same["seconds"]
+
+
+def test_a_run_becomes_a_row_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(runs.ROOT)
+    first = systems.run("kl_vae:tiny", 3, tmp_path / "it", ["--config.total_steps=2", "--config.log_every=1"])
+    assert first["steps"] == 2 and first["peak memory, GB"] > 0 and first["minutes"] > 0
+    assert first["PSNR, all tokens"] == runs.logged(tmp_path / "it", "eval/psnr/mean@64")[2]
+    monkeypatch.setattr(systems.subprocess, "run", None)
+    assert systems.run("kl_vae:tiny", 3, tmp_path / "it", []) == first
+    other = first | {"seed": 4, "PSNR, all tokens": first["PSNR, all tokens"] + 2}
+    assert f"{first['PSNR, all tokens'] + 1:.2f}" in systems.table([first, other])
+
+
+def test_a_run_that_fails_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(runs.ROOT)
+    with pytest.raises(RuntimeError, match="(?s)kl_vae:tiny, seed 0: .*b3"):
+        systems.run("kl_vae:tiny", 0, tmp_path / "it", ["--config.optimizer.b3=1"])
