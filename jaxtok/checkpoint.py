@@ -9,7 +9,6 @@ classes of optax may change their modules without making a checkpoint unreadable
 from the caller. Orbax is imported where it is used: it takes a while.
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -40,7 +39,8 @@ class Checkpoints:
     Reading (`steps`, `latest`, `restore`, `restore_params`) changes nothing on disk, so one may read a run that is
     training. The first `save` removes what killed saves left behind.
 
-    A save that fails in the background raises RuntimeError at the next call of any method.
+    A save that fails in the background raises RuntimeError at the next call of any method; of several processes perhaps
+    in one alone, which must then end: the others wait for its part.
 
     Args:
       workdir: the run's folder; its checkpoints are in workdir/checkpoints.
@@ -55,7 +55,7 @@ class Checkpoints:
             )
         self.folder = _absolute(workdir) / "checkpoints"
         self.keep_last, self.keep_every = keep_last, keep_every
-        self._writer = None
+        self._cleaned = False
         self._saving = None  # (step, the save under way)
 
     def save(self, step: int, state: Any) -> bool:
@@ -68,9 +68,17 @@ class Checkpoints:
         step = int(step)
         if step in self.steps():
             return False
+        import orbax.checkpoint.experimental.v1 as ocp
+
+        context = ocp.Context()
+        # Else a save that fails early leaves a thread that waits five minutes for its folder and holds up the exit.
+        context.async_options.create_directories_asynchronously = False
         try:
-            self._writer = self._writer or self._open_writer()
-            self._saving = step, self._writer.save_async(step, _to_disk(state), force=True)
+            if not self._cleaned and jax.process_index() == 0:
+                self._clean()
+            self._cleaned = True
+            with context:  # overwrite: what stands there is no complete checkpoint
+                self._saving = step, ocp.save_async(self.folder / str(step), _to_disk(state), overwrite=True)
         except Exception as error:
             raise self._failure(step, error) from error
         return True
@@ -89,17 +97,18 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises what `wait` would if the save under way has failed by now. It returns at once: call it every step."""
-        if self._saving is not None and not self._writer.is_saving_in_progress():
-            self.wait()
+        try:
+            if self._saving is not None:
+                self._saving[1].result(timeout=0)
+        except TimeoutError:  # it is under way
+            return
+        except Exception:  # of which `wait` says more
+            pass
+        self.wait()
 
     def close(self) -> None:
-        """Waits, then lets go of Orbax's threads. Call it before the process ends, also after an error."""
-        try:
-            self.wait()
-        finally:
-            if self._writer is not None:
-                self._writer.close()
-                self._writer = None
+        """Waits. Call it before the process ends, also after an error."""
+        self.wait()
 
     def steps(self) -> list[int]:
         """The complete checkpoints, ascending."""
@@ -190,13 +199,11 @@ class Checkpoints:
             return []
         return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(self.folder))
 
-    def _open_writer(self):
-        import orbax.checkpoint.experimental.v1 as ocp
-
-        context = ocp.Context()
-        # Else a save that fails early leaves a thread that waits five minutes for its folder and holds up the exit.
-        context.async_options.create_directories_asynchronously = False
-        return ocp.training.Checkpointer(self.folder, context=context, cleanup_tmp_directories=True)
+    def _clean(self):
+        """Removes what killed saves left. Each folder there that is no complete checkpoint has such a name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            path.rmtree()
 
     def _drop_old(self):
         for step in self._list()[: -self.keep_last]:
@@ -207,10 +214,8 @@ class Checkpoints:
                 dying.rmtree()
 
     def _failure(self, step, error):
-        """The error of a failed save. Its writer's books name a step that is not on disk: the next save opens anew."""
-        writer, self._writer = self._writer, None
-        with contextlib.suppress(Exception):
-            writer.close()
+        """The error of a failed save, which left something behind."""
+        self._cleaned = False
         last = max(self._list(), default=None)  # as seen by this process: the others may not have failed
         good = "there is no complete checkpoint yet" if last is None else f"the last complete checkpoint is {last}"
         return RuntimeError(f"Saving checkpoint {step} in {self.folder} failed ({error}); {good}.")

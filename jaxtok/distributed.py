@@ -4,8 +4,13 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 # A process learns within so many seconds that another is gone, if its own collectives do not tell it before.
 HEARTBEAT = 30
@@ -32,7 +37,12 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
     elif not 0 <= process < processes:
         raise ValueError(f"--process={process} must lie in 0 ... {processes - 1}, for --processes={processes}.")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of no effect on other devices
+    # It would agree on a step at which to stop, by the steps that each process last told it; Orbax's threads tell it
+    # steps long past, and one process then stops where another does not. See `agreement`.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+    # Gloo waits 30 s for all to come to the first collective: have it now, before each takes its time to compile.
+    agreement()(False)
 
 
 def in_cluster(environ) -> bool:
@@ -43,6 +53,28 @@ def in_cluster(environ) -> bool:
     slurm = "SLURM_STEP_ID" in environ and int(environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
     tpu = "," in environ.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environ
     return slurm or tpu
+
+
+def agreement() -> Callable[[bool], bool]:
+    """A function that every process calls once a step: (what this one says) -> whether any said so the step before.
+
+    So all of them act at one step, though a signal reaches them at different ones. The answer is a step late because it
+    travels behind the steps on the devices: to wait for it is to wait for the step before, never for the one at hand.
+    One process alone is answered at once.
+    """
+    if jax.process_count() == 1:
+        return bool
+    everywhere = NamedSharding(Mesh(jax.devices(), ("all",)), P("all"))
+    any_of = jax.jit(jnp.any, out_shardings=NamedSharding(everywhere.mesh, P()))
+    mine = jax.local_device_count()
+    before = any_of(jax.make_array_from_process_local_data(everywhere, np.zeros(mine, bool)))
+
+    def agreed(said):
+        nonlocal before
+        answer, before = before, any_of(jax.make_array_from_process_local_data(everywhere, np.full(mine, said)))
+        return bool(answer)
+
+    return agreed
 
 
 @contextlib.contextmanager

@@ -13,10 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
+
+WHOLE = 2**20  # elements
 
 Rules = Sequence[tuple[str, str | Sequence[str | None]]]
 
@@ -24,7 +27,8 @@ Rules = Sequence[tuple[str, str | Sequence[str | None]]]
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes "data", "fsdp" and "tensor" over `devices` (default: all, of all processes).
 
-    At most one size may be -1: what the others leave. ValueError where the product is not the number of devices.
+    At most one size may be -1: what the others leave. ValueError where the product is not the number of devices, where
+    `data` is no multiple of the TPU slices that the devices belong to, or the sizes do not go with the TPUs' torus.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
@@ -43,7 +47,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Sequen
     if rest:
         sizes[rest[0]] = len(devices) // given
     # Auto, not the default Explicit: codebook gathers and concatenated registers do not type-check under Explicit.
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    # A GPU has a slice_index too, but it counts machines, whose network carries the other axes well enough.
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices > 1:
+        return Mesh(_across_slices(slices, sizes, devices), AXES, axis_types=types)
+    try:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"mesh({said}) cannot be laid on the torus of these TPUs: each size must be a product of some of its sides "
+            "(16, 16 and 256 of a 16x16)."
+        ) from error
+
+
+def _across_slices(slices, sizes, devices):
+    """The devices of several TPU slices [data fsdp tensor]: only `data` crosses the slow network between them."""
+    if sizes["data"] % slices:
+        raise ValueError(
+            f"mesh: there are {slices} slices, and data={sizes['data']} is no multiple of that: each takes a share of "
+            "the batch, for the network between them is too slow for more."
+        )
+    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    return mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:
@@ -70,12 +96,13 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules, *, min_size: int = 2**14) -> 
       mesh: of `make_mesh`.
       rules: (regex, tactic) pairs; the first whose regex is found in an array's path decides. Tactics:
         "replicate": whole on every device.
-        "fsdp": the largest dimension that the fsdp axis divides is split; whole if none is, or below min_size elements.
+        "fsdp": the largest dimension that the fsdp axis divides is split; whole below min_size elements, and where it
+          divides none of an array of at most WHOLE: a larger one is an error, and no silent copy on every device.
         (None, "fsdp", "tensor", ...): for each dimension the mesh axis that splits it, or None.
       min_size: arrays with fewer elements are not worth a collective to "fsdp".
 
     Scalars and PRNG keys are replicated and need no rule. ValueError names every array that no rule matches, every
-    rule that matches no path, and a rule that does not fit its array.
+    rule that matches no path, and a rule that does not fit its array; then also the size of the axis that would.
     """
     rules = [(regex, tactic if isinstance(tactic, str) else tuple(tactic)) for regex, tactic in rules]
     unused = {regex for regex, _ in rules}
@@ -115,6 +142,8 @@ def _spec(regex, tactic, name, shape, mesh, min_size):
     if tactic == "fsdp":
         size = mesh.shape["fsdp"]
         divisible = [i for i, n in enumerate(shape) if n % size == 0]
+        if not divisible and math.prod(shape) > WHOLE:
+            raise ValueError(f"{rule}: fsdp={size} divides none of its dimensions{_instead('fsdp', size, *shape)}")
         if size == 1 or math.prod(shape) < min_size or not divisible:
             return P()
         split = max(divisible, key=lambda i: shape[i])
@@ -128,8 +157,15 @@ def _spec(regex, tactic, name, shape, mesh, min_size):
         raise ValueError(f"{rule}: an entry is None or one of the axes {', '.join(mesh.shape)}, each at most once.")
     for n, axis in zip(shape, tactic, strict=True):
         if axis is not None and n % mesh.shape[axis]:
-            raise ValueError(f"{rule}: the dimension of {n} cannot be split over {axis}={mesh.shape[axis]}.")
+            instead = _instead(axis, mesh.shape[axis], n)
+            raise ValueError(f"{rule}: the dimension of {n} cannot be split over {axis}={mesh.shape[axis]}{instead}")
     return P(*tactic)
+
+
+def _instead(axis, size, *dimensions):
+    """The end of a sentence: which size of the axis would divide one of the dimensions."""
+    best = max(math.gcd(n, size) for n in dimensions)
+    return f"; mesh.{axis}={best} can, and mesh.data=-1 takes the devices that this leaves." if best > 1 else "."
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
-from jaxtok import build, distributed, optim, sharding, stages
+from jaxtok import build, configs, distributed, optim, sharding, stages
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
@@ -136,6 +136,7 @@ def train(config, workdir, profile=False):
     evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir)
 
     metrics, pending, window = {}, [], Window()
+    agreed = distributed.agreement()
     with (
         batches(start_step=start) as data,
         contextlib.closing(log),
@@ -156,8 +157,7 @@ def train(config, workdir, profile=False):
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
                 log.print(f"A trace of steps {traced.start + 1} to {done}: {workdir / 'profile'}")
-            # Asked once, for it may change at any moment. Several processes agree on the step at which they stop.
-            stopping = bool(stop) or multihost_utils.reached_preemption_sync_point(done)
+            stopping = agreed(bool(stop))  # asked once, for it may change at any moment
             save = stopping or done == total or done % config.checkpoint.every == 0
             if save or done % config.log_every == 0:
                 means = fetch(pending, done, checkpoints)
@@ -172,7 +172,7 @@ def train(config, workdir, profile=False):
                 window = Window()
             if stopping and done < total:
                 checkpoints.wait()
-                by = stop[0] if stop else "SIGTERM"
+                by = stop[0] if stop else "a signal to another process"
                 log.print(f"Stopped by {by} after step {done} and saved it; the same command goes on from there.")
                 return metrics
         checkpoints.wait()
@@ -236,8 +236,15 @@ def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
     else:  # every part spans all devices: the batch's first axis is [batch / accumulate, accumulate]
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         keys = jax.random.split(key, accumulate)
-        mutable, sums = jax.lax.scan(lambda mutable, part: gradients(mutable, *part), state["mutable"], (parts, keys))
-        logs, grads = jax.tree.map(lambda x: x.mean(0), sums)
+
+        def add(carry, part):  # a sum, for the gradients of all parts side by side would fill the memory
+            mutable, new = gradients(carry[0], *part)
+            return (mutable, jax.tree.map(jnp.add, carry[1], new)), None
+
+        one = jax.tree.map(lambda x: x[0], (parts, keys))
+        zeros = optax.tree.zeros_like(jax.eval_shape(gradients, state["mutable"], *one)[1])
+        (mutable, sums), _ = jax.lax.scan(add, (state["mutable"], zeros), (parts, keys))
+        logs, grads = jax.tree.map(lambda x: x / accumulate, sums)
 
     updates, opt_state = tx.update(grads, state["opt_state"], params)
     new = optax.apply_updates(params, updates)
@@ -318,10 +325,7 @@ def global_shapes(batch, processes):
 
 @contextlib.contextmanager
 def until_signal():
-    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand.
-
-    With several processes it stays empty: jax takes their SIGTERM, and Ctrl-C ends them.
-    """
+    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand."""
     received = []
 
     def note(number, frame):
@@ -330,7 +334,7 @@ def until_signal():
             signal.raise_signal(number)
         received.append(signal.Signals(number).name)
 
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1}
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
@@ -363,7 +367,8 @@ def use_huge_pages():
 if __name__ == "__main__":
     use_huge_pages()
     FLAGS = flags.FLAGS
-    config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
+    config_flags.DEFINE_config_file("config", None, "A file or a name that python -m jaxtok.configs lists, :VARIANT.")
+    configs.by_name(FLAGS["config"])
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
     flags.DEFINE_bool("profile", False, "Write a trace of three steps to WORKDIR/profile.")
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto; see jaxtok/distributed.py.")

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,15 +8,19 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from jaxtok import sharding, train
+from jaxtok.build import build
+from jaxtok.nn import linear
 from jaxtok.sharding import (
     batch_sharding,
     check_batch_size,
     make_mesh,
+    on_mesh,
     path_name,
     put_batch,
     shardings,
 )
-from tests.runs import init_sharded
+from tests.runs import init_sharded, tiny
 
 # What each device holds of each array on meshes of (data, fsdp, tensor), worked out by hand from RULES.
 MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2)]
@@ -54,6 +60,25 @@ def init_state(key):
         "mutable": {"usage": jnp.zeros((64, 512))},
         "key": jax.random.key(1),
     }
+
+
+def test_only_data_crosses_tpu_slices(monkeypatch):
+    """Slices that take turns in the list of devices: the mesh puts each one together."""
+
+    def device(i, platform="tpu"):
+        place = dict(coords=(i // 2 % 2, i // 4, 0), core_on_chip=0, slice_index=i % 2, process_index=i)
+        return SimpleNamespace(id=i, platform=platform, device_kind="none", **place)
+
+    monkeypatch.setattr(sharding, "Mesh", lambda grid, axes, axis_types: grid)  # a Mesh wants devices of jax
+    for sizes in [(4, 2, 1), (-1, 2, 1), (2, 2, 2), (2, 4, 1)]:
+        grid = make_mesh(*sizes, devices=[device(i) for i in range(8)])
+        slices = [{d.slice_index for d in row.flat} for row in grid]
+        assert slices == [{0}] * (len(grid) // 2) + [{1}] * (len(grid) // 2)
+        assert len({d.id for d in grid.flat}) == 8
+    with pytest.raises(ValueError, match="2 slices, and data=1 is no multiple"):
+        make_mesh(1, 8, devices=[device(i) for i in range(8)])
+    monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, axis_types, devices: sizes)
+    assert make_mesh(1, 8, devices=[device(i, "gpu") for i in range(8)]) == (1, 8, 1)
 
 
 def test_mesh_sizes():
@@ -145,7 +170,7 @@ def test_rules_from_a_config_file_may_be_lists():
     "rules, words",
     [
         ([("kernel", ("fsdp",))], ["params/block/kernel", "(6, 8)", "'kernel'", "1 entries", "2 dimensions"]),
-        ([("kernel", ("fsdp", None))], ["params/block/kernel", "(6, 8)", "'kernel'", "6", "fsdp=4"]),
+        ([("kernel", ("fsdp", None))], ["params/block/kernel", "(6, 8)", "'kernel'", "6", "fsdp=4", "mesh.fsdp=2 can"]),
         ([("kernel", (None, "model"))], ["params/block/kernel", "data, fsdp, tensor"]),
         ([("kernel", ("fsdp", "fsdp"))], ["params/block/kernel", "at most once"]),
         ([("kernel", "fdsp")], ["params/block/kernel", "'fdsp'", '"fsdp", "replicate"']),
@@ -162,6 +187,17 @@ def test_rules_that_do_not_fit(rules, words):
         one((6, 8), rules, sizes=(2, 4, 1))
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_large_array_that_fsdp_cannot_split_is_no_silent_copy_on_every_device():
+    rules = [(".*", "fsdp")]
+    assert one((1023, 1025), rules, sizes=(2, 4, 1)) == P()  # 2**20 - 1 elements
+    with pytest.raises(ValueError, match=r"\(1026, 1025\): fsdp=4 divides none of its dimensions; mesh.fsdp=2 can"):
+        one((1026, 1025), rules, sizes=(2, 4, 1))
+    with pytest.raises(ValueError, match=r"\(1025, 1025\): fsdp=4 divides none of its dimensions\.$"):
+        one((1025, 1025), rules, sizes=(2, 4, 1))
+    assert one((1026, 1025), rules, sizes=(4, 2, 1)) == P("fsdp", None)
+    assert one((1025, 1025), [(".*", "replicate")], sizes=(2, 4, 1)) == P()
 
 
 def test_unmatched_arrays_are_listed_and_counted():
@@ -204,3 +240,25 @@ def test_batch_that_the_mesh_does_not_divide():
 def test_batch_of_unequal_arrays():
     with pytest.raises(ValueError, match=r"equally many examples; these hold \{'image': 8, 'label': 7\}"):
         put_batch({"image": np.zeros((8, 2)), "label": np.zeros(7)}, make_mesh())
+
+
+def test_a_device_holds_no_more_than_its_share_of_a_step(monkeypatch):
+    """With the state split over fsdp the compiler, left alone, gives every device the whole batch."""
+    config, held = tiny(batch_size=64), {}
+    config.task.model.encoder.width = config.task.model.decoder.width = 128  # large enough to be split
+    shapes = {"image": jax.ShapeDtypeStruct((64, 16, 16, 3), jnp.uint8)}
+    for arm in ("split", "left alone"):
+        if arm == "left alone":
+            monkeypatch.setattr(linear, "split_batch", lambda x: x)
+        _, state, step = train.program(config, build(config.task), make_mesh(1, 8), shapes)
+        held[arm] = step.lower(state, shapes).compile().memory_analysis().temp_size_in_bytes
+    assert held["split"] < 0.5 * held["left alone"], held
+
+
+def test_the_batch_stays_split_where_a_mesh_is_at_hand():
+    mesh = make_mesh(2, 4)
+    x = jnp.zeros((16, 4))
+    traced = str(jax.make_jaxpr(on_mesh(mesh, linear.split_batch))(x))
+    assert "sharding_constraint" in traced and "('data', 'fsdp')" in traced
+    for function, value in [(linear.split_batch, x), (on_mesh(mesh, linear.split_batch), jnp.zeros((12, 4)))]:
+        assert "sharding_constraint" not in str(jax.make_jaxpr(function)(value))  # no mesh; a batch it does not divide

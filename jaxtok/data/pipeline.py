@@ -7,6 +7,10 @@ of processes; and each example comes exactly once an epoch of len(source) positi
 divides it.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 import warnings
 import weakref
 
@@ -126,7 +130,7 @@ class Batches:
         batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads)))
         if workers:
             mark_flags_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), follow_parent)
         self._open = [iter(batches)]
         # Closed also when the program ends by an exception; and let go, for Grain's iterators close themselves again
         # when they are deleted, and fill the screen if the interpreter has lost its modules by then.
@@ -250,6 +254,16 @@ def blank(example):
     """A row that is no example, in the shapes of `example`."""
     empty = {k: "" if isinstance(v, str) else np.zeros_like(v) for k, v in example.items()}
     return empty | {"index": np.int64(-1)}
+
+
+def follow_parent(worker, workers):
+    """A worker ends with the process whose worker it is, be that killed, and not before: never by a signal of its own.
+
+    Ctrl-C at a terminal and a cluster's SIGTERM come to workers too, and a run that stops by them still needs batches.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def mark_flags_parsed():

@@ -1,8 +1,11 @@
 """The data order: exactly once an epoch, a function of seed and step alone, padded evaluation, bad records."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -300,3 +303,49 @@ def test_keys_must_agree():
 
     with pytest.raises(ValueError, match="Numbered example .* keys: label"):
         take(train_batches(Numbered(9), [drop], batch_size=9), 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_workers_leave_signals_to_the_run(number):
+    with train_batches(Shapes(size=16, n=64), batch_size=8, workers=1) as batches:
+        next(batches)
+        workers = multiprocessing.active_children()
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, number)
+        time.sleep(0.2)
+        for _ in range(20):  # more than are there already
+            next(batches)
+        assert multiprocessing.active_children() == workers
+    assert not any(worker.is_alive() for worker in workers)
+
+
+KILLED = """
+import multiprocessing, os, signal
+from jaxtok.data.pipeline import train_batches
+from jaxtok.data.shapes import Shapes
+if __name__ == "__main__":
+    batches = train_batches(Shapes(size=16, n=64), batch_size=8, workers=1)
+    next(batches)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with open(tmp_path / "out", "w") as out:
+        subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=out, timeout=120)
+    worker, end = int((tmp_path / "out").read_text()), time.monotonic() + 60
+    while alive(worker):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
