@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from jaxtok.nn.attention import head_count
+from jaxtok.nn.attention import attention, head_count
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import Norm
@@ -111,10 +111,7 @@ class SelfAttention(nn.Module):
         if side.rotary is not None:
             q, k = rotate(q, *side.rotary), rotate(k, *side.rotary)
         if cache is None:
-            mask = side.mask
-            if mask is not None:
-                mask = jnp.asarray(mask).reshape(-1, 1, *mask.shape[-2:])  # [1 1 N N] or [B 1 N N]
-            y = jax.nn.dot_product_attention(q, k, v, mask=mask)  # [B N h d]
+            y = attention(q, k, v, mask=side.mask)  # [B N h d]
         else:
             write = jax.lax.dynamic_update_slice_in_dim
             (k, v), at = for_attending(k, v), side.at

@@ -32,8 +32,17 @@ def _count(jaxpr):
                 raise ValueError("flops.count: a while loop of unknown length holds matrix products; use lax.scan.")
         else:
             inner = sum(_count(j) for p in params.values() for j in _jaxprs(p))
-            total += inner * params["length"] if primitive == "scan" else inner
+            total += inner * _times(primitive, params)
     return total
+
+
+def _times(primitive, params):
+    """How often a primitive runs what it holds: a loop's length, a kernel's grid, the devices that have a part each."""
+    if primitive == "scan":
+        return params["length"]
+    if primitive == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    return params["mesh"].size if primitive == "shard_map" else 1
 
 
 def _jaxprs(param):
