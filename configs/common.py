@@ -7,8 +7,15 @@ from ml_collections import ConfigDict
 SHARDING = (
     (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
     (r"/blocks/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
-    (r"/mlp/(gate|value)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
-    (r"/mlp/out/kernel$", (None, "tensor", "fsdp")),  # [L H D]
+    (r"/mlp/(gate|value|fc1)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
+    (r"/mlp/(out|fc2)/kernel$", (None, "tensor", "fsdp")),  # [L H D]
+    (r".*", "fsdp"),
+)
+
+VIT_SHARDING = (  # the same where the feed-forward layers are "gelu"
+    *SHARDING[:2],
+    (r"/mlp/fc1/kernel$", (None, "fsdp", "tensor")),  # [L D H]
+    (r"/mlp/fc2/kernel$", (None, "tensor", "fsdp")),  # [L H D]
     (r".*", "fsdp"),
 )
 
@@ -50,9 +57,53 @@ def tokenizer_task(model, losses, token_counts, samplers, frozen=()):
     return dict(name="tasks.TokenizerTask", **fields)
 
 
-def generator_task(model, tokenizer, samplers, decoder):
+def generator_task(model, tokenizer, samplers, decoder=None, **fields):
     """A GeneratorTask over the codes of a tokenizer, a workdir (jaxtok/tasks.py says what each is)."""
-    return dict(name="tasks.GeneratorTask", model=model, tokenizer=tokenizer, samplers=samplers, decoder=decoder)
+    fields |= dict(model=model, tokenizer=tokenizer, samplers=samplers, decoder=decoder or {})
+    return dict(name="tasks.GeneratorTask", **fields)
+
+
+def small_gpt(tokenizer, classes=10, grid=None, **model):
+    """The small run of a GPT over the codes of a tokenizer's run, made on the fly of the emoji.
+
+    tokenizer: its workdir below runs. grid: see GeneratorTask. model: fields of generate.ar.AR.
+    """
+    model = dict(name="generate.ar.AR", width=128, depth=4, block=dict(head_dim=32), classes=classes) | model
+    config = base()
+    config.update(
+        total_steps=2000,
+        batch_size=64,
+        ema=0.995,
+        schedule=dict(peak_lr=2e-3, warmup=50, end=0.01),
+        optimizer=dict(b2=0.98, weight_decay=0.05, clip=1.0),
+        data=emoji(),
+        task=generator_task(model, f"runs/{tokenizer}", (dict(title="its class", guidance=1.5),)),
+    )
+    if grid:
+        config.task.grid = grid
+    return config
+
+
+def tiny_gpt(tokenizer, grid=None, **model):
+    """The same in seconds, on drawn shapes."""
+    return tiny(small_gpt(tokenizer, 40, grid, width=32, depth=2, block=dict(head_dim=16), **model))
+
+
+def large_gpt(tokenizer, peak_lr, grid=None, **model):
+    """A published size, of 1,000 classes, over the codes that jaxtok.tokenize wrote to runs/codes_TOKENIZER."""
+    config = small_gpt(tokenizer, 1000, grid, dtype="bfloat16", remat="full", **model)
+    epoch = 1_281_167 // 256
+    config.update(
+        total_steps=400 * epoch,
+        batch_size=256,
+        ema=0.9999,
+        eval_every=10 * epoch,
+        checkpoint=dict(every=1000, keep_every=50 * epoch),
+        schedule=dict(peak_lr=peak_lr, warmup=5 * epoch, end=0.01),
+        optimizer=dict(b2=0.95, weight_decay=0.05, clip=1.0),
+        data=codes(f"runs/codes_{tokenizer}", batch_size=256),
+    )
+    return config
 
 
 def codes(path, batch_size=64):

@@ -28,6 +28,12 @@ class BoundTokenizer:
 
     def __init__(self, model: Tokenizer, variables: dict[str, Any], mesh: jax.sharding.Mesh | None = None):
         """`mesh`: batches that it divides are split over it; the variables lie on it already."""
+        if model.text_tower is not None:
+            raise ValueError(
+                "This tokenizer reads the texts of its pictures, and what jaxtok.load gives hands it none: "
+                "python -m jaxtok.evaluate measures it, and `jaxtok.hub.restore(workdir, None)` gives model and "
+                "variables, whose `encode` and `decode` take the texts as `context`."
+            )
         self.model, self.variables, self._mesh = model, variables, mesh
         self.vocabulary = model.quantizer.vocabulary
         self.picture, self.tokens = picture_shape(model), None

@@ -13,7 +13,11 @@ from jaxtok.checkpoint import Checkpoints, claim_workdir
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m jaxtok.pretrained.convert", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxtok.pretrained.convert",
+        description="Writes published weights into a workdir that jaxtok.load and a config's init_from take.",
+        epilog="example: python -m jaxtok.pretrained.convert vgg --kind=perceptual --out=runs/lpips_vgg",
+    )
     parser.add_argument("source", help="a repository's id, or a folder or file as published; for perceptual, a net")
     parser.add_argument("--out", required=True, help="the workdir, which must be new")
     parser.add_argument("--kind", default="flextok", help="whose weights they are: a module of jaxtok.pretrained")

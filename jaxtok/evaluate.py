@@ -19,19 +19,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
-from jaxtok import build, hub, sharding
+from jaxtok import build, configs, hub, sharding
 from jaxtok.bound import check_sampler, picture_shape
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
 from jaxtok.eval import compare as together
-from jaxtok.eval import frechet, generation, report, sections, streaming
+from jaxtok.eval import frechet, generation, perturbation, report, sections, streaming
 from jaxtok.eval.classifier import train_classifier
 from jaxtok.eval.probe import latents, prefix, probe
 from jaxtok.eval.report import Section
 from jaxtok.metrics import format_table
 from jaxtok.pretrained import perceptual
 from jaxtok.pretrained.extractors import extractor
-from jaxtok.tasks import MEAN_COLOUR, SWAPPED, TokenizerTask
+from jaxtok.quantizers.perturb import perturb
+from jaxtok.tasks import TokenizerTask
 from jaxtok.train import numeric, transforms, use_huge_pages
 
 PROBED = 4000  # pictures a side of the probe, at most
@@ -140,6 +141,7 @@ def of_tokenizer(
     net="alexnet",
     inception=None,
     lpips="alex",
+    perturbed=False,
 ):
     """(metrics, sections of the report) of a tokenizer.
 
@@ -152,6 +154,7 @@ def of_tokenizer(
       net: the name of the extractor for the Fréchet distance.
       inception: the file of weights with which it is FID.
       lpips: the net of LPIPS.
+      perturbed: also rebuild pictures from perturbed codes, see eval.perturbation.
     """
     samplers = run.task.samplers if all_samplers else run.task.samplers[:1]
     if sampler:
@@ -172,15 +175,25 @@ def of_tokenizer(
     found = over(run, source, change, batch, "Rebuilding pictures", functools.partial(streaming.look, task), *tools)
     passed = streaming.collect(found, streaming.labels(task))
     found, probed = probe_codes(task, run, source, change, batch, notes)
+    wrong = {}
+    if perturbed:
+        cells = perturbation.grid(task.model.quantizer.vocabulary)
+        look = functools.partial(perturbation.look, task, perturb, cells)
+        batches = over(run, source, change, batch, "Perturbing codes", look, tools[1], jax.random.key(0))
+        whole = passed[2] and frechet.merge(*passed[2]["originals"])
+        wrong["perturbed"], part = perturbation.section(batches, cells, whole, features and features.title)
+        probed = [*probed, part]
     if jax.process_index():
         return {}, []
-    scales = {MEAN_COLOUR: 3.0, SWAPPED: None}
     read = lambda i: pipeline.augment(source[i], change, (i,))["image"]
     metrics, parts = sections.tokenizer(
-        task, passed, judge, features, lpips, scales, read, source.number, run.out, notes
+        task, passed, judge, features, lpips, task.scales, read, source.number, run.out, notes
     )
     n = len(passed[0]["index"])
-    return {"pictures": n, "bad": len(source) - n, **metrics, "probe": found, "notes": notes}, [*parts, *probed]
+    return {"pictures": n, "bad": len(source) - n, **metrics, **wrong, "probe": found, "notes": notes}, [
+        *parts,
+        *probed,
+    ]
 
 
 def of_generator(run, limit=None, batch=None, samples=2, net="alexnet", inception=None):
@@ -256,7 +269,9 @@ def probe_codes(task, run, held_out, change, batch, notes):
     if classes < 2:
         notes.append("No probe: the training pictures have no classes.")
         return {}, []
-    encode = functools.partial(task.model.apply, method="encode")
+    encode = lambda variables, batch: task.model.apply(
+        variables, batch["image"], **task.context(batch), method="encode"
+    )
     function = functools.partial(latents, encode, task.token_counts)
 
     def read(source, title):
@@ -337,7 +352,7 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
     options = {"net": FLAGS.extractor, "tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
     options |= {
-        name: getattr(FLAGS, name) for name in ("limit", "batch", "all_samplers", "inception", "lpips", "samples")
+        name: getattr(FLAGS, name) for name in "limit batch all_samplers inception lpips samples perturbed".split()
     }
     options = {name: value for name, value in options.items() if value not in (None, False, (), {})}  # as given
     if FLAGS.compare:
@@ -353,11 +368,13 @@ if __name__ == "__main__":
     flags.DEFINE_bool("compare", False, "Compare the tokenizers whose workdirs follow, on the pictures of the first.")
     flags.DEFINE_string("out", None, "Where to write; default: evaluation/ in the workdir.")
     config_flags.DEFINE_config_file("config", None, "A config whose data section replaces that of the run.")
+    configs.by_name(FLAGS["config"])
     flags.DEFINE_integer("limit", None, "So many held-out pictures, spread over the set; default: all.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Pictures at a time, over all devices; default: the config's.", lower_bound=1)
     flags.DEFINE_list("tokens", [], "Token counts, as 1,4,16; default: the run's.")
     flags.DEFINE_list("sampler", [], "Of the decoder, as steps=20,guidance=7.5; default: the run's first.")
     flags.DEFINE_bool("all_samplers", False, "All samplers of the run, not the first alone.")
+    flags.DEFINE_bool("perturbed", False, "Also rebuild pictures from perturbed codes (pFID).")
     flags.DEFINE_enum("extractor", None, ["alexnet", "efflite0"], "Of the features; default: alexnet.")
     flags.DEFINE_integer("samples", None, "Of a generator, for each held-out example; default: 2.", lower_bound=1)
     flags.DEFINE_string("inception", None, "File of Inception weights that makes the Fréchet distance FID.")

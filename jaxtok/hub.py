@@ -198,7 +198,7 @@ def restore(workdir, mesh):
         layout = _layout({"params": shapes}, rules, mesh)["params"]
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout)
         trees[which] = checkpoints.restore_params(which=which, abstract=abstract, whole=False)
-    params = merge(trees["ema"], trees.get("frozen", {}))
+    params = merge(trees.get("ema", {}), trees.get("frozen", {}))  # one may train nothing
     if "tokenizer" in params:  # of a generator, and its variables are whole
         return build.build(config["task"]), params
     return build.build(config["task"]["model"]), {"params": params, **trees.get("mutable", {})}

@@ -11,6 +11,7 @@ sources() -> where frozen weights come from that the task itself names, as `init
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,11 +30,15 @@ from jaxtok.tokenizer import Tokenizer
 
 # The rows of a table that set a scale: what three bytes give, and what a decoder gives that does not read its codes.
 MEAN_COLOUR, SWAPPED = "mean colour", "another picture's codes"
+NO_TEXT, OTHER_TEXT = "no text", "another picture's text"
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerTask:
     """Trains a Tokenizer to reconstruct pictures.
+
+    Where the model has a text_tower, a batch brings "text" beside "image", and evaluation also says what pictures are
+    without their texts, and with another's at the decoder.
 
     Attributes:
       model: the Tokenizer.
@@ -64,11 +69,28 @@ class TokenizerTask:
         """None: a config's `init_from` brings them."""
         return ()
 
+    def context(self, batch):
+        """What of a batch the model's functions take beside pictures or codes. ValueError where the texts lack."""
+        if self.model.text_tower is None:
+            return {}
+        if "text" not in batch:
+            raise ValueError(
+                'This tokenizer reads texts, and the data bring none: add dict(name="data.transforms.caption_bytes", '
+                "length=...), or caption_words, to the transforms of data.train and data.eval."
+            )
+        return {"context": batch["text"]}
+
+    @property
+    def scales(self):
+        """The rows of an evaluation that set a scale, and their bytes where that is known."""
+        texts = dict.fromkeys((NO_TEXT, OTHER_TEXT) if self.model.text_tower is not None else ())
+        return {MEAN_COLOUR: 3.0, SWAPPED: None, **texts}
+
     def init(self, key, batch):
         """Trees for a batch of the training data's shapes."""
         model_key, train_key, objective_key = jax.random.split(key, 3)
         keys = {"params": model_key, "train": train_key}
-        outputs, variables = self.model.init_with_output(keys, batch["image"], train=True)
+        outputs, variables = self.model.init_with_output(keys, batch["image"], **self.context(batch), train=True)
         params = variables.pop("params")
         variables.pop("intermediates", None)
         if unknown := [name for name in self.frozen if name not in params]:
@@ -93,6 +115,7 @@ class TokenizerTask:
         outputs, mutable = self.model.apply(
             {"params": params, **mutable},
             batch["image"],
+            **self.context(batch),
             train=True,
             rngs={"train": key},
             mutable=list(mutable),
@@ -128,8 +151,8 @@ class TokenizerTask:
         """Reconstructions of a batch at every token count, by every sampler, and how near they are."""
         variables = {"params": merge(params, frozen), **mutable}
         apply = functools.partial(self.model.apply, variables)
-        images = batch["image"].astype(jnp.float32) / 255
-        codes = apply(batch["image"], method="encode")
+        images, context = batch["image"].astype(jnp.float32) / 255, self.context(batch)
+        codes = apply(batch["image"], **context, method="encode")
         n = codes.keep.shape[1]
         if not all(1 <= k <= n for k in self.token_counts):
             raise ValueError(f"task.token_counts {self.token_counts} must lie in 1 ... {n}, the model's tokens.")
@@ -139,9 +162,9 @@ class TokenizerTask:
         def compare(decoded):
             return {"psnr": psnr(images, decoded), "ssim": ssim(images, decoded)}
 
-        def rebuild(sampler, codes):
+        def rebuild(sampler, codes, context=context):
             options = {k: v for k, v in sampler.items() if k != "title"}
-            decoded = apply(codes, key, **options, method="decode")
+            decoded = apply(codes, key, **context, **options, method="decode")
             return compare(decoded), jnp.round(decoded * 255).astype(jnp.uint8)
 
         def prefix(k):
@@ -158,6 +181,11 @@ class TokenizerTask:
                 record(f"{sampler['title']}@{k}", metrics)
                 pictures.append(shown)
         record(SWAPPED, rebuild(self.samplers[0], codes.replace(z=jnp.roll(codes.z, 1, 0)))[0])
+        if context:
+            none, others = ({"context": text} for text in (0 * batch["text"], jnp.roll(batch["text"], 1, 0)))
+            without = apply(batch["image"], **none, method="encode")
+            record(NO_TEXT, rebuild(self.samplers[0], without, none)[0])
+            record(OTHER_TEXT, rebuild(self.samplers[0], codes, others)[0])
         return {"rows": rows, "pictures": pictures}
 
     def titles(self):
@@ -185,7 +213,8 @@ class TokenizerTask:
         for k in self.token_counts:
             size = f"{k * np.log2(vocabulary).sum() / 8:.1f}" if vocabulary is not None else ""
             rows.append((k, size, [f"{title}@{k}" for title in titles]))
-        rows.append((SWAPPED, "", [SWAPPED] + [None] * (len(titles) - 1)))
+        for name in [name for name in self.scales if name != MEAN_COLOUR]:
+            rows.append((name, "", [name] + [None] * (len(titles) - 1)))
         table = []
         for label, size, names in rows:
             line = {"tokens": str(label), "bytes": str(size)}
@@ -211,6 +240,7 @@ class GeneratorTask:
       decoder: options of the tokenizer's decoder, with which samples become pictures.
       text_tower: None, or a module: "text" int [B T] -> (features [B T D], mask [B T]).
       frozen: ("text_tower",) if that does not train; its weights must come from `init_from`.
+      grid: (h, w) of the tokens of a tokenizer that takes pictures of any size, as convolutional ones do; else None.
     """
 
     model: nn.Module
@@ -219,6 +249,7 @@ class GeneratorTask:
     decoder: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_tower: nn.Module | None = None
     frozen: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
     shows = "samples"
 
     @functools.cached_property
@@ -230,13 +261,16 @@ class GeneratorTask:
                 f"task.tokenizer: there is no {path}; it is the workdir of a tokenizer, which python -m jaxtok.train "
                 "(configs/flextok.py) or python -m jaxtok.pretrained.convert writes."
             )
-        return build(json.loads(path.read_text())["task"]["model"])
+        model = build(json.loads(path.read_text())["task"]["model"])
+        if model.text_tower is not None:
+            raise ValueError(f"task.tokenizer: {self.tokenizer} reads texts, and a generator hands it none.")
+        return model
 
     @functools.cached_property
     def tokens(self) -> int:
-        """N, of the tokenizer; of one for pictures of any size, as many as the model draws."""
+        """N, of the tokenizer; of one for pictures of any size those of `grid`, or as many as the model draws."""
         if (shape := picture_shape(self.codec)) is None:
-            return self.model.length
+            return math.prod(self.grid) if self.grid else self.model.length
         return jax.eval_shape(self._encode, self._stored, jax.ShapeDtypeStruct((1, *shape), jnp.uint8)).keep.shape[1]
 
     def check(self, source):
@@ -253,6 +287,8 @@ class GeneratorTask:
                 f"These codes were made by another tokenizer, {manifest['tokenizer']}, than {self.tokenizer} ({ours}) "
                 "is now: run python -m jaxtok.tokenize again, or set task.tokenizer."
             )
+        if manifest and self.grid is not None and manifest["grid"] != list(self.grid):
+            raise ValueError(f"task.grid is {self.grid}, and that of these codes {manifest['grid']}.")
         if vocabulary is not None and self.model.length > (k := manifest["tokens"] if manifest else self.tokens):
             raise ValueError(f"task.model.length is {self.model.length}; a picture has {k} codes here.")
 
@@ -277,12 +313,14 @@ class GeneratorTask:
         return {"params": params, "mutable": {}, "frozen": frozen}
 
     def codes(self, frozen, batch):
-        """What the model is trained on: codes int32 [B N], or latents float32 [B h w C]."""
+        """What the model is trained on: codes int32 [B N] or [B N G], or latents float32 [B h w C]."""
         if "latents" in batch:
             return batch["latents"]
         codes = batch.get("codes")
         if codes is None:
             encoded = self._encode(frozen["tokenizer"], batch["image"])
+            if self.grid is not None and encoded.grid != self.grid:
+                raise ValueError(f"task.grid is {self.grid}, and these pictures have {encoded.grid} tokens.")
             if encoded.indices is None:
                 return encoded.z.reshape(len(encoded.z), *(encoded.grid or encoded.z.shape[1:2]), -1)
             codes = encoded.indices
@@ -326,10 +364,10 @@ class GeneratorTask:
         return self.model.apply({"params": params["generator"]}, key, condition, **options, method="sample")
 
     def decode(self, variables, codes, key):
-        """Codes int [B k], or latents [B h w C] -> pictures uint8 [B H W 3]."""
+        """Codes int [B k] or [B k G], or latents [B h w C] -> pictures uint8 [B H W 3]."""
         apply = functools.partial(self.codec.apply, variables)
         if jnp.issubdtype(codes.dtype, jnp.integer):
-            grid = None if picture_shape(self.codec) else square(self.tokens)
+            grid = self.grid or (None if picture_shape(self.codec) else square(self.tokens))
             codes = apply(codes, self.tokens, grid, method="lookup")
         else:
             codes = apply(codes, int(np.prod(codes.shape[1:-1])), method="lookup")
@@ -364,7 +402,7 @@ class GeneratorTask:
             table.append(line(label, mean(rows["loss"], places) / np.log(2), percent(mean(rows["correct"], places))))
             start = stop
         table.append(line("all", metrics["bits a token"], percent(metrics["accuracy"])))
-        table.append(line("uniform guess", np.log2(self.model.vocabulary)))
+        table.append(line("uniform guess", np.log2(self.model.vocabulary).sum()))
         return metrics, table
 
     # ---- pieces ----

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 import jaxtok
-from jaxtok import build, sharding, train
+from jaxtok import build, configs, sharding, train
 from jaxtok.bound import BoundTokenizer, encode_arrays
 from jaxtok.checkpoint import Checkpoints, claim_workdir, fingerprint
 from jaxtok.data import codes, pipeline
@@ -176,5 +176,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch", 64, "Pictures at a time, on each process.")
     flags.DEFINE_integer("shard", 4096, "Examples a file.")
     config_flags.DEFINE_config_file("config", None, "A config whose `data` takes the place of the run's.")
+    configs.by_name(FLAGS["config"])
     flags.mark_flags_as_required(["checkpoint", "out"])
     app.run(main)

@@ -1,5 +1,6 @@
 """Tiny runs for tests: a config of seconds, and what a finished run says."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,9 +8,12 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
 
 from configs import flextok
-from jaxtok import sharding
+from jaxtok import hub, sharding, train
+from jaxtok.build import build
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +22,11 @@ def tiny(**changes):
     """The tiny FlexTok, one log a step; `changes` are dotted keys ("schedule__peak_lr=1.0")."""
     config = flextok.get_config("tiny")
     config.log_every = 1
+    return changed(config, **changes)
+
+
+def changed(config, **changes):
+    """The config, with dotted keys set."""
     for key, value in changes.items():
         *path, last = key.split("__")
         node = config
@@ -25,6 +34,30 @@ def tiny(**changes):
             node = node[name]
         node[last] = value
     return config
+
+
+def alone(config, workdir):
+    """The metrics of a run on one device: eight fake ones on two cores only cost time where there is much to train."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        return train.train(config, workdir)
+
+
+def emoji(config, steps, batch=32):
+    """The config on emoji of 16 px, all held-out pictures in one batch."""
+    source = dict(name="data.sources.Emoji", size=16)
+    splits = [dict(source=source | dict(split=split)) for split in ("train", "test")]
+    config.data = dict(train=splits[0], eval=splits[1] | dict(batch_size=320))
+    config.update(total_steps=steps, batch_size=batch, log_every=100, ema=0.98)
+    config.update(checkpoint=dict(every=steps), schedule=dict(warmup=20))
+    return config
+
+
+def weights(workdir, config):
+    """(the Tokenizer, its variables, held-out pictures uint8 [320 16 16 3]) of a finished run."""
+    model, variables = hub.restore(Path(workdir), None)
+    held_out = build(config.data.eval.source)
+    return model, variables, np.stack([held_out[i]["image"] for i in range(len(held_out))])
 
 
 def logged(workdir, name="loss"):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import configs
 from configs import flextok
 from jaxtok import train
 from jaxtok.build import build
@@ -27,10 +28,10 @@ EXTRAS = tomllib.loads((runs.ROOT / "pyproject.toml").read_text())["project"]["o
 
 @pytest.fixture(scope="module")
 def onebit(tmp_path_factory):
-    """The page's files in a folder on sys.path: every python block whose first line is a comment with its name."""
-    page = (runs.ROOT / "docs/add_a_system.md").read_text()
+    """The pages' files in a folder on sys.path: every python block whose first line is a comment with its name."""
+    pages = [(runs.ROOT / f"docs/{name}.md").read_text() for name in ("add_a_system", "faq")]
     folder = tmp_path_factory.mktemp("own")
-    for name, code in re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", page, re.M | re.S):
+    for name, code in re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", "\n".join(pages), re.M | re.S):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(code)
@@ -106,7 +107,7 @@ def wrong_name(word, folder, own):
     path, _, _ = word.partition(":")
     if re.fullmatch(r"[\w./-]+\.(py|md|sh|toml)", path) or re.match(rf"({'|'.join(HOUSE)})/", path):
         if "/" not in path:
-            there = any(file.name == path for file in FILES)
+            there = any(file.name == path for file in FILES) or (own and (own / path).exists())
         else:
             there = any((root / path).exists() for root in (runs.ROOT, runs.ROOT / "jaxtok", folder, own) if root)
         return None if there else f"{word}: there is no such file"
@@ -145,6 +146,7 @@ def wrong_link(target, folder, text):
 
 
 def config(variant="", name="configs/flextok.py", own=None):
+    name = f"configs/{name}.py" if name in configs.NAMES else name
     path = next(root / name for root in (runs.ROOT, own) if root and (root / name).exists())
     spec = importlib.util.spec_from_file_location("a_config_of_the_pages", path)
     module = importlib.util.module_from_spec(spec)

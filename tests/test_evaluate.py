@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import flextok
 from jaxtok import evaluate as command
-from jaxtok import train
+from jaxtok import tasks, train
 from jaxtok.eval import frechet
 from jaxtok.eval.reconstruction import psnr
 from jaxtok.hub import load
@@ -178,7 +178,7 @@ def test_limit_tokens_options_and_another_config(workdir, tmp_path, monkeypatch)
     options = dict(limit=5, batch=8, tokens=(2,), sampler={"steps": 3}, lpips="vgg")
     metrics = command.evaluate(workdir, tmp_path, other, **options)
     assert metrics["pictures"] == 5 == json.loads((tmp_path / "metrics.json").read_text())["pictures"]
-    assert list(metrics["reconstruction"]) == ["steps=3", command.MEAN_COLOUR, command.SWAPPED]
+    assert list(metrics["reconstruction"]) == ["steps=3", tasks.MEAN_COLOUR, tasks.SWAPPED]
     assert list(metrics["reconstruction"]["steps=3"]) == ["2"] and list(metrics["probe"]) == [2]
     assert set(metrics["reconstruction"]["steps=3"]["2"]) == {"psnr", "ssim", "bytes"}
     for what in ("LPIPS", "Fréchet distance"):

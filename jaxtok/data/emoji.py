@@ -77,6 +77,7 @@ class Emoji:
     """
 
     class_names = GROUPS
+    attribution = ATTRIBUTION
 
     def __init__(self, split="train", size=64):
         if split not in ("train", "test"):

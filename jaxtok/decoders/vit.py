@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtok.nn.conv import conv
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.patch import unpatchify
-from jaxtok.nn.vit import free, trunk
+from jaxtok.nn.vit import free, place, places, read, trunk
 from jaxtok.structs import Decoded
 
 
@@ -24,6 +24,7 @@ class ViT(nn.Module):
     Attributes:
       width, depth, head_dim: of the transformer.
       patch: side of a patch.
+      mlp, positions: see encoders.vit.ViT.
       dtype: of the computation. remat: see nn.transformer.Transformer.
     """
 
@@ -31,6 +32,8 @@ class ViT(nn.Module):
     depth: int
     patch: int = 16
     head_dim: int = 64
+    mlp: str = "gelu"
+    positions: str = "learned"
     dtype: Any = jnp.float32
     remat: str = "none"
 
@@ -43,8 +46,8 @@ class ViT(nn.Module):
             )
         z = jnp.where(codes.keep[..., None], codes.z, 0)
         x = Linear(self.width, dtype=self.dtype, name="embed")(z)
-        x = x + free(self, "pos_embed", x.shape[1], self.width)
-        x = trunk(self, x, train=train)
+        x, rotary = place(self, x, codes.grid)
+        x = trunk(self, x, rotary=rotary, mlp=self.mlp, train=train)
         return pixels(x, codes.grid, self.patch, 3)
 
     def __call__(self, codes, *, target, context=None, train=False):
@@ -60,12 +63,13 @@ class MaskTokens(nn.Module):
     """A class token and a mask token in every place read the code's tokens, which have none (arXiv 2406.07550).
 
     A token that is not kept is not attended to, which is the same as if it were not there: the first k tokens, cut off
-    from the others, give the same picture. A text, `context` [B T C], comes behind the tokens, as in TA-TiTok.
+    from the others, give the same picture.
 
     Attributes:
       shape: (H, W, 3) of a picture.
+      text: whether a text, the `context`, stands behind the tokens and is read too (arXiv 2412.05796, 2501.07730).
       vocabulary: None for pictures; else logits over so many codes of another tokenizer, one for each patch.
-      others: as of ViT.
+      others: as of ViT; the feed-forward layers are "gelu", and places are learned.
     """
 
     shape: tuple[int, int, int]
@@ -73,28 +77,29 @@ class MaskTokens(nn.Module):
     depth: int
     patch: int = 16
     head_dim: int = 64
+    text: bool = False
     vocabulary: int | None = None
     dtype: Any = jnp.float32
     remat: str = "none"
 
     @nn.compact
     def predict(self, codes, context=None, train=False):
-        """Codes -> float32 [B H W 3], or [B H/p W/p vocabulary]."""
+        """Codes, context as of nn.vit.read -> float32 [B H W 3], or [B H/p W/p vocabulary]."""
         batch, tokens, _ = codes.z.shape
         grid, width = (self.shape[0] // self.patch, self.shape[1] // self.patch), self.width
-        places = grid[0] * grid[1]
+        patches = grid[0] * grid[1]
         first, mask = free(self, "class_token", 1, width), free(self, "mask_token", 1, width)
-        seen = jnp.concatenate([first, jnp.broadcast_to(mask, (places, width))])
-        seen = seen + free(self, "pos_embed", 1 + places, width)
-        latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + free(self, "latents_pos", tokens, width)
+        seen = jnp.concatenate([first, jnp.broadcast_to(mask, (patches, width))])
+        seen = seen + free(self, "pos_embed", 1 + patches, width)
+        latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + places(self, "latents_pos", tokens, width)
         parts = [jnp.broadcast_to(seen, (batch, *seen.shape)), latents]
-        keep = [jnp.ones((batch, 1 + places), bool), codes.keep]
-        if context is not None:
-            text = Linear(width, dtype=self.dtype, name="text_embed")(context)
-            parts.append(text + free(self, "text_pos", text.shape[1], width))
-            keep.append(jnp.ones(text.shape[:2], bool))
+        keep = [jnp.ones((batch, 1 + patches), bool), codes.keep]
+        if self.text:
+            text, counts = read(self, context)
+            parts.append(text)
+            keep.append(counts)
         x = trunk(self, jnp.concatenate(parts, 1), jnp.concatenate(keep, 1)[:, None], train=train)
-        x = x[:, 1 : 1 + places]
+        x = x[:, 1 : 1 + patches]
         if self.vocabulary is None:
             return pixels(x, grid, self.patch, self.shape[2])
         x = jnp.tanh(Linear(2 * width, dtype=self.dtype, name="head1")(x)).astype(jnp.float32)

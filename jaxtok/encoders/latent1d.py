@@ -71,5 +71,6 @@ class Latent1D(nn.Module):
         z = Linear(self.channels, init="xavier" if self.batch_norm else "zeros", name="head")(x)  # [B R C]
         if self.batch_norm:
             norm = nn.BatchNorm(not train, axis=(1, 2), use_bias=False, use_scale=False, name="batch_norm")
-            z = norm(jnp.pad(z, ((0, 0), (0, self.registers - tokens), (0, 0))))[:, :tokens]
+            z = jnp.pad(z, ((0, 0), (0, self.registers - tokens), (0, 0))) if tokens < self.registers else z
+            z = norm(z)[:, :tokens]
         return z

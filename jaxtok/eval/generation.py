@@ -84,10 +84,14 @@ def seen(judge, features, columns):
 
 
 def nearest(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """How many codes each of [n k] has in common, place for place, with the nearest of [m k]: int [n]."""
+    """How many codes each of [n k] has in common, place for place, with the nearest of [m N]: int [n].
+
+    Of several indices a token, [n k G] and [m N G], a code in common is one of which all are.
+    """
     best = np.zeros(len(codes), int)
     for i, row in enumerate(codes):
-        best[i] = (known[:, : len(row)] == row).sum(1).max()
+        same = known[:, : len(row)] == row
+        best[i] = same.reshape(*same.shape[:2], -1).all(-1).sum(1).max()
     return best
 
 
@@ -119,7 +123,7 @@ def quality(named: Mapping, distances: Mapping[str, float], title: str, text: Se
 
 
 def copies(codes: Mapping[str, np.ndarray], known: np.ndarray) -> tuple[dict, Section]:
-    """How near to training examples the codes of samples are: name -> int [n k], and those of training int [m N]."""
+    """How near to training examples, int [m N] or [m N G], the codes of samples are: name -> int [n k] or [n k G]."""
     metrics, table = {}, []
     for name, values in codes.items():
         shared, k = nearest(values, known), values.shape[1]

@@ -16,9 +16,9 @@ WIDE = 4096  # latents of more numbers a picture are averaged over tokens
 def latents(encode, counts: Sequence[int], variables, batch):
     """(latents, label, mask) of a batch with `image`, `label` and `mask`, on the devices; `prefix` reads the latents.
 
-    encode: (variables, images) -> Codes.
+    encode: (variables, batch) -> Codes.
     """
-    z = encode(variables, batch["image"]).z  # [B N D]
+    z = encode(variables, batch).z  # [B N D]
     wide = z[0].size > WIDE
     z = {"means": jnp.stack([z[:, :k].mean(1) for k in counts], 1)} if wide else {"tokens": z}
     return z, batch["label"], batch["mask"]

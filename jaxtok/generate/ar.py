@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import cache, sampling
 from jaxtok.generate.condition import batch_size, is_guided, labels
-from jaxtok.generate.heads import Digits
+from jaxtok.generate.heads import Digits, Parallel
 from jaxtok.generate.objective import score
 from jaxtok.nn import masks, rotary
 from jaxtok.nn.decoder_block import Block, Side, stack
@@ -29,12 +29,13 @@ class AR(nn.Module):
     longer sample are the sample of k.
 
     Attributes:
-      vocabulary: K codes.
+      vocabulary: K codes; or of tokens [N G] the sizes of their G indices, which are digits then.
       length: N, the most tokens there can be.
       width, depth: of the transformer.
       block: fields of nn.decoder_block.Block, {} for its defaults.
-      levels: (): a code is one of K, with a vector and a logit of its own. Else a code is so many digits, as FSQ's are,
-        and generate.heads.Digits embeds and predicts them.
+      levels: (): a code is one of K, with a vector and a logit of its own. Else a code is so many digits, as FSQ's are.
+        Digits are embedded and predicted by generate.heads.Digits, each from those before it.
+      parallel: digits are predicted independently, by generate.heads.Parallel.
       position: "learned" or "sincos" vectors added to every token, or "rotary" (1D) or "rotary_2d" (tokens are a square
         grid; the start has no place and its queries and keys are zero, as in LlamaGen, arXiv 2406.06525).
       classes: how many, 0: no labels.
@@ -47,12 +48,13 @@ class AR(nn.Module):
       dtype: of the computation. remat, unroll: see nn.decoder_block.stack.
     """
 
-    vocabulary: int
+    vocabulary: int | tuple[int, ...]
     length: int
     width: int
     depth: int
     block: Mapping[str, Any] = FrozenDict()
     levels: tuple[int, ...] = ()
+    parallel: bool = False
     position: str = "learned"
     classes: int = 0
     class_token: bool = False
@@ -68,11 +70,16 @@ class AR(nn.Module):
             raise ValueError(f'AR.position is one of {POSITIONS}, not "{self.position}".')
         if self.class_token and not self.classes:
             raise ValueError("AR.class_token needs classes: without any there is no class to start with.")
+        apart = not isinstance(self.vocabulary, int)
+        if apart and self.levels:
+            raise ValueError("AR.levels are the digits of a single index; these tokens have several: leave it out.")
         if self.levels and math.prod(self.levels) != self.vocabulary:
             raise ValueError(f"AR.levels {self.levels} make {math.prod(self.levels)} codes, and not {self.vocabulary}.")
+        if self.parallel and not self._levels():
+            raise ValueError("AR.parallel needs codes of digits: a `vocabulary` of several sizes, or `levels`.")
         normal = nn.initializers.normal(0.02)
-        if self.levels:
-            self.digits = Digits(self.levels, self.width)
+        if self._levels():
+            self.digits = (Parallel if self.parallel else Digits)(self._levels(), self.width, apart)
         else:
             self.token_embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
             self.head = Linear(self.vocabulary, bias=False, init="zeros", dtype=self.dtype)
@@ -90,11 +97,11 @@ class AR(nn.Module):
         self.norm = Norm(self._block().norm, self._block().eps)
 
     def __call__(self, indices, condition=None, *, null=None, train=False):
-        """Logits [B n K] of n <= N tokens [B n], each given those before it; null bool [B]: whose condition is dropped.
+        """Logits [B n K] of n <= N tokens, each given those before it; null bool [B]: whose condition is dropped.
 
-        Without a condition, it is null for all. With `levels` there are no logits but the features [B n D] before them.
+        Without a condition, it is null for all. Of digits there are no logits but the features [B n D] before them.
         """
-        batch, n = indices.shape
+        batch, n = indices.shape[:2]
         if n > self.length:
             raise ValueError(f"AR has places for {self.length} tokens, got {n}.")
         null = jnp.zeros(batch, bool) if null is None else null
@@ -106,15 +113,15 @@ class AR(nn.Module):
         return self._head(x)
 
     def loss(self, indices, condition=None, *, train=False, step=0):
-        """Scores [B N] of codes int32 [B N]."""
+        """Scores [B N] of codes int32 [B N] or [B N G]."""
         if condition is None and (self.classes or self.text):
             raise ValueError("This AR has a condition: its loss needs the labels or texts that belong to the codes.")
         null = jax.random.bernoulli(self.make_rng("train"), self.null_rate, indices.shape[:1]) if train else None
         y = self(indices, condition, null=null, train=train)
-        return self.digits.score(y, indices) if self.levels else score(y, indices)
+        return self.digits.score(y, indices) if self._levels() else score(y, indices)
 
     def sample(self, rng, condition=None, **options):
-        """Codes int32 [B tokens]; options as `rollout`."""
+        """Codes int32 [B tokens] or [B tokens G]; options as `rollout`."""
         return self.rollout(rng, condition, **options)[0]
 
     def rollout(self, rng, condition=None, *, tokens=None, guidance=1.0, temperature=1.0, top_k=0, top_p=1.0, batch=1):
@@ -127,7 +134,7 @@ class AR(nn.Module):
           guidance: scale, or a schedule over the N tokens (generate/sampling.py).
           temperature, top_k, top_p: see sampling.draw.
 
-        Returns (codes int32 [B k], float32 logits [B k K], guided, of each; with `levels` the features in their place).
+        Returns (codes int32 [B k] or [B k G], float32 logits [B k K], guided, of each; of digits the features instead).
         """
         k = self.length if tokens is None else tokens
         if not 1 <= k <= self.length:
@@ -153,7 +160,7 @@ class AR(nn.Module):
             )
             x, kept = cache.advance(block, layers, x[:, None], kept, Side(rotary=row, at=place))
             logits = module.apply({"params": params}, x[:, 0], method="_head")
-            if guided and not self.levels:
+            if guided and not self._levels():
                 logits = sampling.guide_pairs(logits, guidance, place, self.length)
             return logits, kept
 
@@ -163,7 +170,7 @@ class AR(nn.Module):
 
         def choose(y, i):
             key = jax.random.fold_in(rng, i)
-            if not self.levels:
+            if not self._levels():
                 return sampling.draw(key, y, temperature, top_k, top_p)
 
             def digit(logits, g):  # of the pair's two passes, where it is one
@@ -178,6 +185,10 @@ class AR(nn.Module):
         return cache.unroll(step, embed, choose, prefix, kept, k)
 
     # ---- pieces ----
+
+    def _levels(self):
+        """Of the digits of a code; (): it is no such thing."""
+        return self.levels if isinstance(self.vocabulary, int) else self.vocabulary
 
     def _fields(self):
         return dict(self.block) | dict(dropout=self.dropout, dtype=self.dtype)
@@ -206,11 +217,11 @@ class AR(nn.Module):
         return start, memory, mask
 
     def _embed(self, indices, at):
-        """Codes int [B n] that stand from place `at` on -> [B n D]."""
+        """Codes int [B n] or [B n G] that stand from place `at` on -> [B n D]."""
         return self._place(self._vectors(indices), at)
 
     def _vectors(self, indices):
-        return self.digits.embed(indices) if self.levels else self.token_embed(indices)
+        return self.digits.embed(indices) if self._levels() else self.token_embed(indices)
 
     def _draw(self, features, choose):
         return self.digits.draw(features, choose)
@@ -236,7 +247,7 @@ class AR(nn.Module):
 
     def _head(self, x):
         x = self.norm(x)
-        return x if self.levels else self.head(x).astype(jnp.float32)
+        return x if self._levels() else self.head(x).astype(jnp.float32)
 
 
 class TextMLP(nn.Module):

@@ -53,13 +53,13 @@ def unroll(step, embed, choose, prefix, cache, tokens):
 
     Args:
       step: (x [B D], place [], cache) -> (logits [B K], cache).
-      embed: (codes int32 [b], place []) -> x [B D], where the code chosen at place - 1 stands.
-      choose: (logits [B K], i []) -> codes int32 [b], the i-th token; b may be B, or B / 2 for guided pairs.
+      embed: (codes, place []) -> x [B D], where the code chosen at place - 1 stands.
+      choose: (logits [B K], i []) -> codes int32 [b] or [b G], the i-th token; b may be B, or B / 2 for guided pairs.
       prefix: [B P D], what stands before the first token; its last vector predicts it.
       cache: of P - 1 + tokens places.
       tokens: how many, static.
 
-    Returns (codes int32 [b tokens], logits [B tokens K], dead code where they are not used).
+    Returns (codes int32 [b tokens] or [b tokens G], logits [B tokens K], dead code where they are not used).
     """
     start = prefix.shape[1] - 1
 
@@ -74,4 +74,4 @@ def unroll(step, embed, choose, prefix, cache, tokens):
         return (x.astype(prefix.dtype), cache), (codes, logits)
 
     _, (codes, logits) = jax.lax.scan(turn, (prefix[:, 0], cache), jnp.arange(start + tokens))
-    return codes[start:].T, logits[start:].swapaxes(0, 1)
+    return codes[start:].swapaxes(0, 1), logits[start:].swapaxes(0, 1)

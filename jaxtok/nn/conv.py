@@ -2,7 +2,8 @@
 
 Its encoder and decoder are levels of residual blocks; between levels the picture halves or doubles, and at the lowest
 resolution every place attends to every other. Fields make it MaskGIT's VQGAN (arXiv 2202.04200), which has no
-attention, and LlamaGen's (arXiv 2406.06525), which has more of it.
+attention, LlamaGen's (arXiv 2406.06525), which has more of it, and that of Open-MAGVIT2 (arXiv 2409.04410), whose
+norms adapt to the picture.
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import repeat
+from einops import rearrange, repeat
 from flax.core import FrozenDict
 
 from jaxtok.nn.linear import Linear
@@ -23,7 +24,7 @@ def conv(features, size, *, dtype, name, stride=1, padding="SAME", bias=True):
 
 
 class GroupNorm(nn.Module):
-    """Normalises over positions and the channels of a group; scale and bias a channel. [B ... C] -> same.
+    """Normalises over positions and the channels of a group; scale and bias a channel, if `affine`. [B ... C] -> same.
 
     Statistics are float32, of a channel first and then averaged over its group: faster on a CPU than all at once.
     """
@@ -31,14 +32,16 @@ class GroupNorm(nn.Module):
     groups: int = 32
     dtype: Any = jnp.float32
     eps: float = 1e-6
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x):
         batch, channels = x.shape[0], x.shape[-1]
         if channels % self.groups:
             raise ValueError(f"GroupNorm: {channels} channels do not divide into {self.groups} groups.")
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        scale = self.param("scale", ones, (channels,)) if self.affine else 1.0
+        bias = self.param("bias", zeros, (channels,)) if self.affine else 0.0
 
         def over_group(y):  # [B C] -> [B 1 C]
             means = y.reshape(batch, self.groups, -1).mean(-1)
@@ -48,6 +51,27 @@ class GroupNorm(nn.Module):
         y = y - over_group(y.mean(1))
         y = y * (scale * jax.lax.rsqrt(over_group(jnp.square(y).mean(1)) + self.eps)) + bias
         return y.reshape(x.shape).astype(self.dtype)
+
+
+class AdaptiveNorm(nn.Module):
+    """A group norm whose scale and bias are linear in what the tokens z [B h w D] say of the whole picture.
+
+    The scale in their deviation over places, the bias in their mean: Open-MAGVIT2 and WeTok (arXiv 2409.04410,
+    2508.05599). (x [B ... C], z) -> like x.
+    """
+
+    groups: int = 32
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, z):
+        z = z.astype(jnp.float32).reshape(z.shape[0], -1, z.shape[-1])  # [B N D]
+        mean = z.mean(1)
+        variance = jnp.square(z - mean[:, None]).sum(1) / max(z.shape[1] - 1, 1)  # unbiased, as there
+        scale = Linear(x.shape[-1], name="scale")(jnp.sqrt(variance + 1e-6))[:, None, None]  # [B 1 1 C]
+        bias = Linear(x.shape[-1], name="bias")(mean)[:, None, None]
+        y = GroupNorm(self.groups, affine=False, name="norm")(x)
+        return (y * scale + bias).astype(self.dtype)
 
 
 class ResBlock(nn.Module):
@@ -115,6 +139,27 @@ class Upsample(nn.Module):
         return conv(x.shape[-1], 3, dtype=self.dtype, name="conv")(x)
 
 
+class Stride(nn.Module):
+    """Halves height and width: 3x3 with stride 2, zeros on all sides (Open-MAGVIT2)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        return conv(x.shape[-1], 3, dtype=self.dtype, name="conv", stride=2, padding=1)(x)
+
+
+class Shuffle(nn.Module):
+    """Doubles height and width: 3x3 to four times the channels, which then lie in 2x2 places (Open-MAGVIT2)."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        x = conv(4 * x.shape[-1], 3, dtype=self.dtype, name="conv")(x)
+        return rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
+
+
 class Pool(nn.Module):
     """Halves height and width: the mean of each 2x2."""
 
@@ -124,7 +169,7 @@ class Pool(nn.Module):
         return nn.avg_pool(x, (2, 2), (2, 2))
 
 
-RESAMPLE = {"downsample": Downsample, "pool": Pool, "upsample": Upsample}
+RESAMPLE = {"downsample": Downsample, "stride": Stride, "pool": Pool, "upsample": Upsample, "shuffle": Shuffle}
 
 
 class Level(nn.Module):
@@ -174,7 +219,7 @@ class ConvEncoder(nn.Module):
     """[B H W C] -> float32 [B H/f W/f out], f = 2^(levels - 1).
 
     Attributes:
-      out: channels that come out.
+      out: channels that come out; 0: what the middle gives, as wide as the last level, without a norm and convolution.
       channels: of the levels, the first at full resolution.
       blocks: residual blocks a level.
       groups: of every group norm; must divide all channels.
@@ -182,7 +227,7 @@ class ConvEncoder(nn.Module):
       block: further fields of ResBlock; its `bias` is that of the first convolution too.
       attention: where there is some: "middle", that is between two blocks behind the lowest level; "last", in that
         level too; "none", and then the middle has `blocks` blocks.
-      down: what halves the picture between levels, "downsample" or "pool".
+      down: what halves the picture between levels, "downsample", "stride" or "pool".
       last: side of the last convolution.
     """
 
@@ -206,6 +251,8 @@ class ConvEncoder(nn.Module):
             resample, attends = None if lowest else self.down, lowest and self.attention == "last"
             x = Level(features, self.blocks, resample, **shared, attends=attends, name=f"down_{i}")(x)
         x = middle(self.attention, self.blocks, shared)(x)
+        if not self.out:
+            return x.astype(jnp.float32)
         x = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm_out")(x))
         return conv(self.out, self.last, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)
 
@@ -218,6 +265,8 @@ class ConvDecoder(nn.Module):
     Attributes: as there, and
 
       more: how many blocks a level has beyond `blocks`.
+      up: what doubles the picture between levels, "upsample" or "shuffle".
+      adaptive: before each level there is an AdaptiveNorm by what came in.
     """
 
     out: int = 3
@@ -228,14 +277,22 @@ class ConvDecoder(nn.Module):
     block: Mapping[str, Any] = FrozenDict()
     attention: str = "middle"
     more: int = 1
+    up: str = "upsample"
+    adaptive: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, z, noise=None):
+        """noise [B h w D]: a second input of the first convolution, whose weights for it begin at 0."""
         shared = dict(groups=self.groups, dtype=self.dtype, block=self.block)
-        x = conv(self.channels[-1], 3, dtype=self.dtype, name="conv_in")(x)
+        x = conv(self.channels[-1], 3, dtype=self.dtype, name="conv_in")(z)
+        if noise is not None:
+            fields = dict(use_bias=False, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="conv_noise")
+            x = x + nn.Conv(self.channels[-1], (3, 3), **fields)(noise)
         x = middle(self.attention, self.blocks, shared)(x)
         for i, features in enumerate(reversed(self.channels)):
-            resample, attends = "upsample" if i < len(self.channels) - 1 else None, i == 0 and self.attention == "last"
+            if self.adaptive:
+                x = AdaptiveNorm(self.groups, self.dtype, name=f"adaptive_{i}")(x, z)
+            resample, attends = self.up if i < len(self.channels) - 1 else None, i == 0 and self.attention == "last"
             x = Level(features, self.blocks + self.more, resample, **shared, attends=attends, name=f"up_{i}")(x)
         x = jax.nn.silu(GroupNorm(self.groups, self.dtype, name="norm_out")(x))
         return conv(self.out, 3, dtype=self.dtype, name="conv_out")(x).astype(jnp.float32)

@@ -16,3 +16,12 @@ def prefix_causal(prefix, length):
 def keep_prefix(k, n):
     """Keeps the first k of n tokens: int k [B] -> bool [B n]."""
     return jnp.arange(n)[None, :] < jnp.asarray(k)[:, None]  # [B N]
+
+
+def scale_causal(scales):
+    """Grids of s x s tokens, s of `scales`, one behind the other: a token sees its own scale and those before it.
+
+    Returns a constant bool [L L], L the sum of s^2 (HieraTok, arXiv 2509.23736; VAR, arXiv 2404.02905).
+    """
+    scale = np.repeat(np.arange(len(scales)), np.square(scales))  # [L]
+    return scale[None, :] <= scale[:, None]

@@ -59,7 +59,7 @@ def rules(form, levels=5) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def model(size, encoder, decoder, tokens, channels, codes=None, form="pixels", pixels=None, **shared):
+def model(size, encoder, decoder, tokens, channels, codes=None, form="pixels", pixels=None, text=False, **shared):
     """The spec of a Tokenizer.
 
     Args:
@@ -69,10 +69,12 @@ def model(size, encoder, decoder, tokens, channels, codes=None, form="pixels", p
       codes: how many there are; None: tokens are continuous.
       form: "pixels" or "codes", see the head of this file. Of "codes", the tokens have length 1.
       pixels: of "codes", what is not as published of the other tokenizer: fields of its decoder, `width` of its codes.
+      text: whether the decoder reads one.
       shared: fields of both transformers.
     """
     legacy, width = form == "codes", channels if codes is not None else 2 * channels
     decoder = dict(name="decoders.vit.MaskTokens", shape=(size, size, 3), width=decoder[0], depth=decoder[1], **shared)
+    decoder |= dict(text=True) if text else {}
     if legacy:
         trunk = maskgit_vqgan.TRUNK | dict(more=0) | (pixels or {})
         channels = trunk.pop("width", 256)
@@ -122,10 +124,13 @@ def load(state_dict, published, shapes) -> tuple[dict, dict, Report]:
     """A state dict {key: array} -> ({"task": ...}, params, report); sizes are those of its arrays, not `published`.
 
     shapes: (spec, pixels a side) -> the parameters of that part as shapes. Raises ValueError as `convert` does, and for
-    a TA-TiTok, whose decoder reads a text: `convert` its state dict by `rules("pixels")`.
+    a TA-TiTok, whose decoder reads a text by a tower that is not here.
     """
     if "decoder.text_guidance_proj.weight" in state_dict:
-        raise ValueError("This decoder reads a text, and no task here hands one to a tokenizer: see pretrained.titok.")
+        raise ValueError(
+            "This decoder reads a text as CLIP ViT-L/14 sees it, and that tower is not here: `convert` the state dict "
+            'by pretrained.titok.rules("pixels"), and give a model(..., text=True) features of your own as `context`.'
+        )
     found = sizes(state_dict)
     spec = model(**found)
     params, report = convert(state_dict, rules(found["form"]), shapes(spec, found["size"]))

@@ -160,11 +160,13 @@ class Bernoulli(nn.Module):
         bits apart.
       width: of z, a sum of one learned vector a bit; None: z [B N n] is the bits themselves, 0 and 1.
       temperature: of the draw.
+      draws: False: bits are thresholded in training too, ELM's deterministic variant.
     """
 
     bits: int | tuple[int, ...]
     width: int | None = None
     temperature: float = 1.0
+    draws: bool = True
 
     @property
     def vocabulary(self):
@@ -179,7 +181,7 @@ class Bernoulli(nn.Module):
             init = nn.initializers.normal(1 / math.sqrt(sum(sizes)))
             self.param("vectors", init, (sum(sizes), self.width))
         p = jax.nn.sigmoid(latents.astype(jnp.float32) / self.temperature)
-        ones = jax.random.bernoulli(self.make_rng("train"), p) if train else p > 0.5
+        ones = jax.random.bernoulli(self.make_rng("train"), p) if train and self.draws else p > 0.5
         indices = pack(ones, sizes)
         mean = p.reshape(-1, p.shape[-1]).mean(0)
         return Codes(

@@ -46,6 +46,27 @@ def _scaled(delta, ratio):
     return jnp.maximum(jnp.floor(delta * ratio), 1).astype(jnp.int32)
 
 
+def perturb(key, quantizer, indices, alpha, delta, ratio=1.0, points=None):
+    """Indices of a bound quantizer, int [B N] or [B N G], each replaced by one near to it with probability alpha.
+
+    latent_perturb where the quantizer has codes(), around `points` [B N D] or else around the codes themselves;
+    bit_perturb for LFQ and Bernoulli. ValueError for a quantizer that has neither, or fewer than delta codes.
+    """
+    while isinstance(quantizer, (Perturbed, Swapped)):
+        quantizer = quantizer.quantizer
+    strength = alpha, delta, ratio
+    if isinstance(quantizer, (binary.LFQ, binary.Bernoulli)):
+        if isinstance(quantizer.bits, int):
+            return bit_perturb(key, indices[..., None], (quantizer.bits,), *strength)[..., 0]
+        return bit_perturb(key, indices, quantizer.bits, *strength)
+    if not hasattr(quantizer, "codes"):
+        raise ValueError(f"Perturbed needs a quantizer with codes() or bits, which {type(quantizer).__name__} has not.")
+    if not 1 <= delta <= quantizer.vocabulary:
+        raise ValueError(f"Perturbed.delta is {delta}, but there are {quantizer.vocabulary} codes.")
+    table = jax.lax.stop_gradient(quantizer.codes())
+    return latent_perturb(key, indices, table, table[indices] if points is None else points, *strength)
+
+
 class Perturbed(nn.Module):
     """A quantizer whose codes, in training, are perturbed on a random share of pictures (RobustTok, arXiv
     2503.08354).
@@ -100,23 +121,11 @@ class Perturbed(nn.Module):
         batch = len(codes.indices)
         picture_key, key = jax.random.split(self.make_rng("train"))
         chosen = jax.random.permutation(picture_key, batch)[: max(1, round(self.beta * batch))]
-        indices = self._perturb(key, codes.indices[chosen], jax.lax.stop_gradient(latents[chosen]), ratio)
+        points = jax.lax.stop_gradient(latents[chosen].astype(jnp.float32)) if self.rank_from == "z" else None
+        strength = self.alpha, self.delta, ratio
+        indices = perturb(key, self.quantizer, codes.indices[chosen], *strength, points)
         z = codebook.straight_through(codes.z[chosen], self.quantizer.lookup(indices))
         return codes.replace(z=codes.z.at[chosen].set(z), indices=codes.indices.at[chosen].set(indices))
-
-    def _perturb(self, key, indices, latents, ratio):
-        inner, strength = self.quantizer, (self.alpha, self.delta, ratio)
-        if isinstance(inner, (binary.LFQ, binary.Bernoulli)):
-            if isinstance(inner.bits, int):
-                return bit_perturb(key, indices[..., None], (inner.bits,), *strength)[..., 0]
-            return bit_perturb(key, indices, inner.bits, *strength)
-        if not hasattr(inner, "codes"):
-            raise ValueError(f"Perturbed needs a quantizer with codes() or bits, which {type(inner).__name__} has not.")
-        if not 1 <= self.delta <= inner.vocabulary:
-            raise ValueError(f"Perturbed.delta is {self.delta}, but there are {inner.vocabulary} codes.")
-        table = jax.lax.stop_gradient(inner.codes())
-        points = table[indices] if self.rank_from == "code" else latents.astype(jnp.float32)
-        return latent_perturb(key, indices, table, points, *strength)
 
 
 def swap_codes(key, codes, pictures, tokens):

@@ -39,6 +39,9 @@ def channel_order(latents):
 class GaussianLevels(nn.Module):
     """Latents [B N C] -> Codes with an index a channel, [B N C]: the nearest of 2^bits levels of a Gaussian shape.
 
+    Or [B N 2C], of an encoder that quantizers.gaussian.Gaussian was trained with: of its means and log variances, only
+    the means are read. So a tokenizer's config becomes that of its quantized form by this one part.
+
     Levels are those of gaussian_levels, stretched so that -reach ... reach covers low ... high; what lies outside
     goes to the outermost. They are equally likely for normal latents whose standard deviation is (high - low) / (2
     reach). There are no parameters; the gradient passes straight through.
@@ -67,9 +70,12 @@ class GaussianLevels(nn.Module):
         return (self.low + unit * (self.high - self.low)).astype(np.float32)
 
     def __call__(self, latents, *, train=False):
-        if latents.shape[-1] != self.channels:
-            raise ValueError(f"GaussianLevels.channels is {self.channels}, but the latents have {latents.shape[-1]}.")
-        z, levels = latents.astype(jnp.float32), self.levels()
+        if latents.shape[-1] not in (self.channels, 2 * self.channels):
+            raise ValueError(
+                f"GaussianLevels.channels is {self.channels}, but the encoder gives {latents.shape[-1]}: it takes as "
+                "many, or twice as many, means and log variances."
+            )
+        z, levels = latents[..., : self.channels].astype(jnp.float32), self.levels()
         indices = jnp.searchsorted((levels[1:] + levels[:-1]) / 2, z).astype(jnp.int32)  # halfway, the lower one
         z = codebook.straight_through(z, jnp.asarray(levels)[indices])
         return Codes(z=z, indices=indices, keep=jnp.ones(z.shape[:2], bool))

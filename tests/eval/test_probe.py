@@ -49,7 +49,7 @@ def test_balanced_counts_every_class_the_same():
 
 def test_a_prefix_is_the_first_tokens():
     z = np.arange(2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2) + 1  # [B N D]
-    encode = lambda variables, images: Codes(images, None, None)
+    encode = lambda variables, batch: Codes(batch["image"], None, None)
     batch = {"image": z, "label": np.zeros(2), "mask": np.ones(2, bool)}
     found, *_ = latents(encode, (1, 3), {}, batch)
     np.testing.assert_array_equal(prefix(found, 0, 1)[0], [1, 2, 0, 0, 0, 0])

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxtok.build import build
+from jaxtok.decoders.cnn import CNN
+from jaxtok.encoders.factorized import Adapter
 from jaxtok.losses import adversarial, proxy
+from jaxtok.losses.contrastive import FeatureHead
 from jaxtok.losses.critics import Blurred
 from jaxtok.losses.quantizer import aux
 from jaxtok.nn import gaussian
 from jaxtok.pretrained import llamagen_vq, maskgit_vqgan, titok
-from jaxtok.pretrained.convert import AFFINE, CONV, convert, rules_of
+from jaxtok.pretrained.convert import AFFINE, CONV, LINEAR, convert, rules_of
 from jaxtok.structs import Codes
 
 TOLERANCE = (1e-4, 2e-5)
@@ -214,8 +217,8 @@ def titok_vae(golden):
 
 
 def tatitok(golden):
-    spec = titok.model(channels=12, codes=64, **TITOK)
-    text = jnp.asarray(golden["text"])
+    spec = titok.model(channels=12, codes=64, text=True, **TITOK)
+    text = {"tokens": jnp.asarray(golden["text"]), "mask": jnp.ones(golden["text"].shape[:2], bool)}
     run = tokenizer(spec, titok.rules("pixels"), golden, context=text)
     outputs = jax.jit(partial(run, train=True, context=text))(last(golden["image"]))
     ours = {
@@ -237,7 +240,94 @@ def tail_drop(golden):
     return checked(ours, golden, "image")
 
 
+WETOK = dict(channels=(32, 64), blocks=1, block=dict(bias=False), attention="none")  # and Open-MAGVIT2
+
+
+def wetok_rules():
+    """The table of a whole autoencoder. Levels count from full resolution there, and in the decoder to it here."""
+    block = (
+        (r"(norm[12])", r"/\1", AFFINE),
+        (r"(conv[12])", r"/\1", CONV),
+        (r"nin_shortcut", "/shortcut", CONV),
+    )
+    ends = ((r"(conv_in|conv_out)", r"/\1", CONV), (r"norm_out", "/norm_out", AFFINE))
+    places = [(rf"encoder\.down\.{i}\.block\.0\.", f"encoder/down_{i}/block_0") for i in range(2)]
+    places += [(rf"decoder\.up\.{i}\.block\.0\.", f"decoder/up_{1 - i}/block_0") for i in range(2)]
+    places += [(rf"{side}\.mid_block\.0\.", f"{side}/mid/block_0") for side in ("encoder", "decoder")]
+    adaptive = ((r"gamma", "/scale", LINEAR), (r"beta", "/bias", LINEAR))
+    return (
+        *(rule for side in ("encoder", "decoder") for rule in rules_of(ends, rf"{side}\.", side)),
+        *(rule for key, path in places for rule in rules_of(block, key, path)),
+        *(r for i in range(2) for r in rules_of(adaptive, rf"decoder\.adaptive\.{i}\.", f"decoder/adaptive_{1 - i}")),
+        *rules_of(((r"encoder\.down\.0\.downsample", "encoder/down_0/stride/conv", CONV),)),
+        *rules_of(((r"decoder\.up\.1\.upsample\.conv1", "decoder/up_0/shuffle/conv", CONV),)),
+        (r"noise", "decoder/conv_noise/kernel", "o i h w -> h w i o"),
+    )
+
+
+def wetok(golden):
+    """Autoencoder of bits; the picture of its generative decoder has its weights in another file."""
+    spec = dict(
+        name="tokenizer.Tokenizer",
+        codec=dict(name="codecs.identity.Identity"),
+        encoder=dict(name="encoders.cnn.CNN", out=6, latent=0, last=1, down="stride", **WETOK),
+        quantizer=dict(name="quantizers.binary.LFQ", bits=6),
+        decoder=dict(name="decoders.cnn.CNN", first=0, more=0, up="shuffle", adaptive=True, **WETOK),
+    )
+    run = tokenizer(spec, wetok_rules(), golden)
+    outputs = jax.jit(partial(run, train=True))(last(golden["image"]))
+    latents = jax.jit(partial(run, method=lambda model, x: model.encoder(x)))(last(golden["image"]))
+    ours = {
+        "h": first(latents),
+        "z_binary": places(outputs["codes"].z, golden["z_binary"]),
+        "reconstruction": first(outputs["decoded"].prediction),
+    }
+    return checked(ours, golden, "image", "noise", "gan_reconstruction")
+
+
+def wetok_generative(golden):
+    """The decoder that reads noise; there, bits and noise are the input of one convolution."""
+    decoder = CNN(first=0, more=0, up="shuffle", adaptive=True, generative=True, **WETOK)
+    z, noise = (np.moveaxis(golden[name], 1, -1) for name in ("z_binary", "noise"))
+    rows = lambda x: jnp.asarray(x.reshape(len(x), -1, x.shape[-1]))
+    codes = Codes(rows(z), None, jnp.ones((len(z), z.shape[1] * z.shape[2]), bool), z.shape[1:3])
+    arrays = weights(golden)
+    both = arrays["decoder.conv_in.weight"]
+    arrays |= {"decoder.conv_in.weight": both[:, : z.shape[-1]], "noise": both[:, z.shape[-1] :]}
+    like = jax.eval_shape(partial(decoder.init, jax.random.key(0), method="sample"), codes, noise=rows(noise))
+    params, _ = convert(arrays, wetok_rules(), {"decoder": like["params"]})
+    variables = {"params": jax.tree.map(jnp.asarray, params["decoder"])}
+    picture = jax.jit(lambda noise: decoder.apply(variables, codes, noise=noise, method="sample"))
+    return checked({"gan_reconstruction": first(picture(rows(noise)))}, golden, "z_binary", "noise")
+
+
+def fqgan_adapter(golden):
+    """A branch's transformer, and what reads a book's codes for a teacher's feature."""
+    modules = {
+        "adapter": Adapter(32, depth=2, head_dim=8),
+        "head": FeatureHead(32, depth=1, head_dim=8),
+    }
+    layers = (
+        (r"positional_embedding", "pos_embed", "n d -> n d"),
+        (r"class_embedding", "class_token", "n d -> n d"),
+        *rules_of(((r"ln_pre", "norm_pre", AFFINE), (r"ln_post", "norm_post", AFFINE))),
+        *rules_of(((r"upscale\.0", "fc1", LINEAR), (r"upscale\.2", "fc2", LINEAR))),
+        *rules_of(titok._BLOCK, r"transformer\.(\d+)\.", "blocks/", r"[\1]"),
+    )
+    outputs = {}
+    for name, module in modules.items():
+        x = last(golden[f"{name}_in"])
+        x = x.reshape(len(x), -1, x.shape[-1]) if name == "head" else x
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in weights(golden).items() if key.startswith(prefix)}
+        like = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+        outputs[name] = jax.jit(module.apply)({"params": convert(own, layers, like)[0]}, x)
+    ours = {"adapter_out": first(outputs["adapter"]), "head_out": outputs["head"]}
+    return checked(ours, golden, "adapter_in", "head_in")
+
+
 FILES = {
+    "fqgan_adapter": fqgan_adapter,
     "titok_stage1_legacy": titok_stage1,
     "titok_stage2_legacy": titok_stage2,
     "titok_rgb_vq": titok_vq,
@@ -248,4 +338,6 @@ FILES = {
     "maskgit_discriminator": maskgit_discriminator,
     "maskgit_vqgan": maskgit,
     "llamagen_vq": llamagen,
+    "wetok_autoencoder": wetok,
+    "wetok_gan_decoder": wetok_generative,
 }

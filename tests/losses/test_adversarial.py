@@ -175,7 +175,7 @@ def test_the_maximum_goes_to_any_number_of_places(n, size):
 class Scaled(nn.Module):
     """A model that gives back its pictures times w."""
 
-    quantizer = None
+    quantizer = text_tower = None
 
     @nn.compact
     def __call__(self, pixels, *, train=False):

@@ -1,6 +1,7 @@
 """Published discrete tokenizers, by the shapes of their keys alone: no checkpoint is opened, nothing is allocated."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from jaxtok import hub
 from jaxtok.build import build
-from jaxtok.pretrained import llamagen_vq, maskgit_vqgan, titok
+from jaxtok.pretrained import llamagen_vq, maskgit_vqgan, one_d_piece, titok
 from jaxtok.pretrained.convert import flatten, match
 
 LLAMAGEN = dict(codes=16384, width=8, between=256)
@@ -35,7 +36,7 @@ PUBLISHED = {
     "titok_s128": (titok.model(256, (512, 8), (512, 8), 128, 12, 4096, "codes"), titok.rules("codes"), 0, "83.7", None),
     "titok_bl128_vae": (titok.model(256, (768, 12), (1024, 24), 128, 16), titok.rules("pixels"), 0, "389.6", None),
     "tatitok_bl32_vq": (
-        titok.model(256, (768, 12), (1024, 24), 32, 64, 8192),
+        titok.model(256, (768, 12), (1024, 24), 32, 64, 8192, text=True),
         titok.rules("pixels"),
         *(1, "390.8", (1, 77, 768)),
     ),
@@ -45,7 +46,7 @@ PUBLISHED = {
 def shapes(spec, text=None):
     """Of our parameters."""
     model = build(spec)
-    context = None if text is None else jnp.zeros(text)
+    context = None if text is None else {"tokens": jnp.zeros(text), "mask": jnp.ones(text[:2], bool)}
     keys = {"params": jax.random.key(0), "train": jax.random.key(0)}
     init = partial(model.init, keys, context=context)
     return jax.eval_shape(init, jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.uint8))["params"]
@@ -100,3 +101,19 @@ def test_levels_of_the_decoder_are_counted_from_the_other_end():
     assert pieces["decoder.up.4.upsample_conv.weight"].path == "decoder/up_0/upsample/conv/kernel"
     assert pieces["decoder.up.0.block.1.norm2.bias"].path == "decoder/up_4/block_1/norm2/bias"
     assert pieces["encoder.down.4.block.0.nin_shortcut.weight"].path == "encoder/down_4/block_0/shortcut/kernel"
+
+
+def test_one_d_piece_is_a_titok_of_256_tokens_that_any_first_of_rebuild(monkeypatch):
+    """The keys of the reference are in a golden; the pixel decoder's are TiTok's."""
+    tables = ("latent_tokens", "encoder.latent_token_positional_embedding", "decoder.latent_token_positional_embedding")
+    foreign = zeros("titok_s128")
+    foreign |= {key: np.broadcast_to(np.zeros((), np.float32), (256, 512)) for key in tables}
+    with np.load(Path(__file__).parents[1] / "goldens" / "one_d" / "onedpiece_tail_drop.npz") as golden:
+        reference = {key.removeprefix("param/") for key in golden if key.startswith("param/")}
+    assert reference == {key for key in foreign if not re.search(r"^pixel_|transformer\.[2-7]\.", key)}
+    monkeypatch.setattr(titok, "convert", match)
+    config, _, report = one_d_piece.load(foreign, {}, hub.part_shapes)
+    assert (report.unused, report.missing, report.mismatched) == ([], [], [])
+    model = build(config["task"]).model
+    assert model.encoder.tokens == 256 and model.encoder.misread and model.nested_dropout.law == "uniform_batch"
+    assert config["task"]["token_counts"] == (1, 2, 4, 8, 16, 32, 64, 128, 256)
