@@ -185,6 +185,7 @@ def heads(module, variables, seed=0, steps=200, batch=64):
     return nll(gpt(2 ** sum(sizes)), whole), nll(in_groups, lambda codes: codes)
 
 
+@pytest.mark.slow
 def test_two_small_heads_do_for_a_large_one(trained):
     """Bits a token, of one and of two: 6.41 and 5.62, 5.61 and 5.17, 6.01 and 5.40; 421,392 and 40,592 parameters."""
     (many, one), (few, two) = heads(*trained["12 bits"])
@@ -192,6 +193,7 @@ def test_two_small_heads_do_for_a_large_one(trained):
     assert two < one < 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["diffusion_tiny", "ar_tiny", "elm"])
 def test_generators_over_bits_learn_and_their_samples_are_pictures(tmp_path, variant):
     config = (elm if variant == "elm" else instella_t2i).get_config("tiny")

@@ -22,6 +22,8 @@ from jaxtok.pretrained import maskgit_vqgan as maskgit_weights
 from jaxtok.pretrained import titok as titok_weights
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 
 def learner(tokens, steps, seed=0):
     """A run of a small TiTok on shapes."""

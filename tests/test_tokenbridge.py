@@ -21,6 +21,8 @@ from jaxtok.quantizers.post_training import GaussianLevels
 from jaxtok.tokenize import tokenize
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 
 def learn(folder, seed=0):
     """PSNR of a VAE whose run is below the folder."""

@@ -24,6 +24,8 @@ from jaxtok.decoders.cnn import CNN
 from jaxtok.structs import Codes
 from tests import runs
 
+pytestmark = pytest.mark.slow
+
 TRUNK = dict(channels=(8, 16, 16), blocks=1, groups=4)
 ARMS = {"4 bits": ((4,), 1.0), "16 bits": ((8, 8), 1.0), "16 bits, no entropies": ((8, 8), 0.0)}
 
