@@ -75,7 +75,7 @@ def test_the_entropies_keep_codes_in_use_and_every_bit_alive(found):
 def test_the_second_stage_begins_with_the_pictures_of_the_first(found, folders, tmp_path):
     """Before its first step, whatever the noise; then the noise shows, and the encoder is what it was."""
     config = config_of((8, 8), 1.0, generative=True)
-    config.update(total_steps=3, init_from=(dict(path=str(folders["16 bits"])),), schedule=dict(peak_lr=0.0))
+    config.update(total_steps=3, init_from=(dict(path=str(folders["16 bits"])),), schedule=dict(peak_lr=0.0, warmup=0))
     runs.alone(config, tmp_path / "first")
     before, variables, images = runs.weights(folders["16 bits"], config)
     after, same, _ = runs.weights(tmp_path / "first", config)
