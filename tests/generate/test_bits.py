@@ -132,7 +132,7 @@ def two_channels(seed=0):
 
 
 def test_channels_in_turn_gain_their_mutual_information():
-    """They share 0.573 nats; of seeds 0, 1 and 2 the gain was at least 0.558."""
+    """They share 0.573 nats; of seeds 0 and 1 the gain was 0.558 and 0.562."""
     apart, in_turn = two_channels()
     assert apart - in_turn > MUTUAL - 0.05
 
@@ -189,7 +189,7 @@ def diffuse(seed=0):
 
 
 def test_bit_diffusion_learns_what_bits_have_in_common():
-    """DIFFUSION"""
+    """Trained on words whose tokens say the same twice; at 300 steps means were 0.080 and 0.030 off, seeds 0 and 1."""
     loss, error, equal = diffuse()
     assert loss < 0.5 * np.log(2) and error < 0.05 and equal > 0.9
 
