@@ -2,20 +2,13 @@
 
 from ml_collections import ConfigDict
 
-# Where the parameters lie on the mesh, first match wins: tensor parallelism for the shared transformer block, and
+# Where the parameters lie on the mesh, first match wins: tensor parallelism for the shared transformer blocks, and
 # everything else (its optimizer state and EMA too) split along its largest axis over `fsdp`.
 SHARDING = (
     (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
     (r"/blocks/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
     (r"/mlp/(gate|value|fc1)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
     (r"/mlp/(out|fc2)/kernel$", (None, "tensor", "fsdp")),  # [L H D]
-    (r".*", "fsdp"),
-)
-
-VIT_SHARDING = (  # the same where the feed-forward layers are "gelu"
-    *SHARDING[:2],
-    (r"/mlp/fc1/kernel$", (None, "fsdp", "tensor")),  # [L D H]
-    (r"/mlp/fc2/kernel$", (None, "tensor", "fsdp")),  # [L H D]
     (r".*", "fsdp"),
 )
 
@@ -103,6 +96,19 @@ def large_gpt(tokenizer, peak_lr, grid=None, **model):
         optimizer=dict(b2=0.95, weight_decay=0.05, clip=1.0),
         data=codes(f"runs/codes_{tokenizer}", batch_size=256),
     )
+    return config
+
+
+def published(**keys):
+    """A run of published size on your own pictures, cropped at random; keys: all that it shares with no other."""
+    config = base()
+    config.update(
+        ema=0.9999,
+        eval_every=10_000,
+        checkpoint=dict(every=1000, keep_every=50_000),
+        data=folder(crop="data.transforms.random_crop", batch_size=32),
+    )
+    config.update(keys)
     return config
 
 

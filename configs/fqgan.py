@@ -81,17 +81,12 @@ def published(which, towers):
             rules = ((r".*", rf"objective/{branch}/tower/\g<0>"),)
             init_from.append(dict(path=f"runs/dinov2_{name}", rules=rules))
     gan = common.gan(weight=0.5, start=20_000)
-    config = common.base()
-    config.update(
+    config = common.published(
         sharding=common.FSDP,
         total_steps=200_000,
         batch_size=256,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=2e-4, end=0.1),
         optimizer=common.adversarial_adamw(b2=0.95),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=tuple(init_from),
         task=task(
             fqgan(

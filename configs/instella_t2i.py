@@ -32,14 +32,6 @@ conditioned on classes, not on texts.
 
 from configs import common
 
-SHARDING = (  # as common.SHARDING, of GELU layers
-    (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
-    (r"/blocks/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
-    (r"/mlp/fc1/kernel$", (None, "fsdp", "tensor")),  # [L D H]
-    (r"/mlp/fc2/kernel$", (None, "tensor", "fsdp")),  # [L H D]
-    (r".*", "fsdp"),
-)
-
 
 def get_config(variant=""):
     return common.choose(variant, VARIANTS)
@@ -48,7 +40,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.SHARDING,
         total_steps=3000,
         batch_size=64,
         ema=0.995,
@@ -75,7 +67,7 @@ def tiny():
 def published(perceptual):
     config = common.base()
     config.update(
-        sharding=SHARDING,
+        sharding=common.SHARDING,
         total_steps=500_000,
         batch_size=4096,
         ema=0.9999,
@@ -133,7 +125,7 @@ def diffusion(config):
     shared = {key: old[key] for key in ("vocabulary", "length", "width", "depth", "classes", "block")}
     config.task.model = dict(name="generate.bit_diffusion.BitDiffusion", **shared)
     config.task.samplers = (dict(title="its class", steps=20, guidance=1.5),)
-    config.sharding = SHARDING
+    config.sharding = common.SHARDING
     return config
 
 

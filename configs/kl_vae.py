@@ -51,17 +51,12 @@ def tiny():
 
 
 def published(latent_channels):
-    config = common.base()
-    config.update(
+    config = common.published(
         sharding=common.FSDP,
         total_steps=250_000,
         batch_size=32,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=dict(b2=0.95, weight_decay=0.0, clip=1.0),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         task=common.tokenizer_task(
             kl_vae(latent_channels, channels=(128, 256, 512, 512), blocks=2, groups=32, dtype="bfloat16"),
             losses=losses("l1", kl=1e-6 / (256 * 256 * 3)),  # 1e-6 beside a sum over the picture's numbers

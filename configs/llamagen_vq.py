@@ -58,17 +58,12 @@ def tiny():
 
 
 def published(size, perceptual):
-    config = common.base()
-    config.update(
+    config = common.published(
         sharding=common.FSDP,
         total_steps=400_000,
         batch_size=128,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, end=0.1),
         optimizer=common.adversarial_adamw(b2=0.95, weight_decay=0.0),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=common.LPIPS if perceptual else (),
         task=common.tokenizer_task(
             vqgan(16384, 8, between=256, channels=CHANNELS[size], blocks=2, dtype="bfloat16"),

@@ -35,7 +35,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=common.VIT_SHARDING,
+        sharding=common.SHARDING,
         total_steps=2500,
         batch_size=32,
         ema=0.995,
@@ -54,17 +54,12 @@ def tiny():
 
 
 def published(perceptual):
-    config = common.base()
-    config.update(
-        sharding=common.VIT_SHARDING,
+    config = common.published(
+        sharding=common.SHARDING,
         total_steps=500_000,
         batch_size=256,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=common.adversarial_adamw(b2=0.99, weight_decay=1e-4),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=common.LPIPS if perceptual else (),
         task=task(256, F8, pictures(perceptual, gan=20_000) | codes()),
     )

@@ -38,7 +38,7 @@ def get_config(variant=""):
 def small():
     config = common.base()
     config.update(
-        sharding=common.VIT_SHARDING,
+        sharding=common.SHARDING,
         total_steps=3000,
         batch_size=32,
         ema=0.995,
@@ -58,17 +58,12 @@ def tiny():
 
 def published(perceptual):
     steps = 1250  # of an epoch
-    config = common.base()
-    config.update(
-        sharding=common.VIT_SHARDING,
+    config = common.published(
+        sharding=common.SHARDING,
         total_steps=200 * steps,
         batch_size=1024,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=common.adversarial_adamw(b2=0.95),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=common.LPIPS if perceptual else (),
         task=task(
             BASE,

@@ -56,16 +56,11 @@ def tiny():
 
 def published(decoder, perceptual):
     model = dict(channels=16, patch=16, encoder=S, decoder=decoder, dtype="bfloat16", remat="full")
-    config = common.base()
-    config.update(
+    config = common.published(
         total_steps=100_000,
         batch_size=1024,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=4e-4, warmup=5000, end=0.01),
         optimizer=dict(b2=0.95, weight_decay=1e-4, clip=1.0),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=common.LPIPS if perceptual else (),
         task=task(256, model, losses(256, model, perceptual)),
     )

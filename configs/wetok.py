@@ -82,17 +82,12 @@ def tiny():
 
 def published(size, perceptual, generative=False):
     channels, bits = SIZES[size]
-    config = common.base()
-    config.update(
+    config = common.published(
         sharding=common.FSDP,
         total_steps=1_000_000,
         batch_size=128,
-        ema=0.9999,
-        eval_every=10_000,
-        checkpoint=dict(every=1000, keep_every=50_000),
         schedule=dict(peak_lr=1e-4, end=0.1),
         optimizer=common.adversarial_adamw(b1=0.5, b2=0.9),
-        data=common.folder(crop="data.transforms.random_crop", batch_size=32),
         init_from=(dict(path=f"runs/wetok_{size}"),) if generative else common.LPIPS if perceptual else (),
         task=task(
             dict(channels=channels, blocks=4, dtype="bfloat16"),

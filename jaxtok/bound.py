@@ -173,9 +173,7 @@ class BoundGenerator:
         if len({len(value) for value in given.values()}) > 1:
             raise ValueError("There are not as many labels as texts.")
         batch = len(next(iter(given.values()))) if given else batch
-        known = parameters(getattr(model, "rollout", model.sample))  # where `sample` hands its options on
-        known = [name for name in known if name not in ("rng", "condition", "batch")]
-        check_keys(options, known, f"{type(model).__name__}.sample")
+        check_draws(model, options)
         options = tuple(sorted(options.items()))
         return self._sampler(self.variables, put(given, self._mesh), jax.random.key(seed), batch=batch, options=options)
 
@@ -206,6 +204,13 @@ def check_sampler(decoder, options):
     check_keys(options, known, f"{type(decoder).__name__}.sample")
 
 
+def check_draws(generator, options):
+    """TypeError for an option that the generator's `sample` does not have."""
+    known = parameters(getattr(generator, "rollout", generator.sample))  # where `sample` hands its options on
+    known = [name for name in known if name not in ("rng", "condition", "batch")]
+    check_keys(options, known, f"{type(generator).__name__}.sample")
+
+
 def put(batch, mesh):
     """A tree of arrays [B ...], split over the mesh where that divides them."""
     rows = [len(x) for x in jax.tree.leaves(batch)]
@@ -221,7 +226,7 @@ def encode_arrays(model, variables, images, tokens=None):
     if codes.indices is not None:
         return codes.indices[:, :tokens]
     if codes.grid is not None and tokens in (None, codes.z.shape[1]):
-        return codes.z.reshape(len(codes.z), *codes.grid, -1)
+        return codes.z.reshape(codes.z.shape[0], *codes.grid, -1)
     return codes.z[:, :tokens]
 
 
@@ -231,9 +236,13 @@ def decode_arrays(model, variables, arrays, k, key, grid=None, options=()):
     grid: (h, w) of indices with places. options: pairs, of the decoder's `sample`.
     """
     n = arrays.shape[1] if arrays.ndim < 4 else arrays.shape[1] * arrays.shape[2]
-    codes = model.apply(variables, arrays, n, grid, method="lookup")
-    codes = codes.replace(keep=codes.keep & (jnp.arange(n) < k))
-    pixels = model.apply(variables, codes, key, **dict(options), method="decode")
+    return paint(model, variables, model.apply(variables, arrays, n, grid, method="lookup"), k, key, options)
+
+
+def paint(model, variables, codes, k, key, options=()):
+    """Codes, of which the first k tokens count -> uint8 [B H W 3]. options: pairs, of the decoder's `sample`."""
+    keep = codes.keep & (jnp.arange(codes.keep.shape[1]) < k)  # k is a number, not a shape
+    pixels = model.apply(variables, codes.replace(keep=keep), key, **dict(options), method="decode")
     return jnp.round(pixels * 255).astype(jnp.uint8)
 
 

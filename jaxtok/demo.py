@@ -18,11 +18,12 @@ from PIL import Image, ImageOps
 
 import jaxtok
 from jaxtok import hub
-from jaxtok.bound import BoundTokenizer, check_sampler
+from jaxtok.bound import BoundTokenizer, check_sampler, paint
 from jaxtok.build import build
 from jaxtok.data import pipeline
 from jaxtok.data.images import BadRecord, decode_image
 from jaxtok.eval.reconstruction import psnr
+from jaxtok.eval.usage import bits_of
 from jaxtok.tasks import GeneratorTask
 from jaxtok.tokenizer import Tokenizer
 from jaxtok.train import transforms
@@ -76,7 +77,7 @@ def open_tokenizer(checkpoint) -> View:
         decode=decoder(model, tokenizer.variables),
         shape=shape,
         tokens=jax.eval_shape(encode, jax.ShapeDtypeStruct((1, *shape), jnp.uint8)).keep.shape[1],
-        bits=bits(tokenizer.vocabulary),
+        bits=bits_of(tokenizer.vocabulary),
         samplers={sampler["title"]: options_of(model.decoder, sampler) for sampler in samplers},
         shortens=model.nested_dropout is not None,
         held_out=held_out,
@@ -99,7 +100,7 @@ def open_generator(checkpoint) -> Drawer:
     def draw(label, seed):
         condition = dict(labels=np.full(SAMPLES, label)) if classes else dict(batch=SAMPLES)
         codes = generator.sample(**condition, seed=seed, **options)
-        return jax.device_get(task.codec.apply(variables, codes, task.tokens, method="lookup"))
+        return jax.device_get(task.lookup(variables, codes))
 
     decode = functools.partial(decoder(task.codec, variables), options=options_of(task.codec.decoder, task.decoder))
     return Drawer(draw, decode, task.model.length, class_names(spec, classes))
@@ -107,23 +108,13 @@ def open_generator(checkpoint) -> Drawer:
 
 def load(checkpoint) -> tuple[Any, dict]:
     """(The model of a workdir, its config)."""
-    path = hub.find(checkpoint)
-    if not (path / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"{path} is no workdir of a run: python -m jaxtok.pretrained.convert makes one of published weights."
-        )
+    path = hub.workdir(checkpoint)
     return jaxtok.load(path), json.loads((path / "config.json").read_text())
 
 
 def decoder(model: Tokenizer, variables) -> Callable:
     """(Codes, k, key, options=pairs) -> uint8 [B H W 3], what the first k of their tokens give."""
-
-    def decode(variables, codes, k, key, options=()):
-        keep = codes.keep & (jnp.arange(codes.keep.shape[1]) < k)  # k is a number, not a shape
-        pixels = model.apply(variables, codes.replace(keep=keep), key, **dict(options), method="decode")
-        return jnp.round(pixels * 255).astype(jnp.uint8)
-
-    return functools.partial(jax.jit(decode, static_argnames="options"), variables)
+    return functools.partial(jax.jit(functools.partial(paint, model), static_argnames="options"), variables)
 
 
 def options_of(part, sampler) -> tuple:
@@ -131,10 +122,6 @@ def options_of(part, sampler) -> tuple:
     options = {name: value for name, value in sampler.items() if name != "title"}
     check_sampler(part, options)
     return tuple(sorted(options.items()))
-
-
-def bits(vocabulary) -> float | None:
-    return None if vocabulary is None else float(np.log2(np.atleast_1d(vocabulary)).sum())
 
 
 def pictures(data) -> tuple[Callable | None, str]:

@@ -63,11 +63,7 @@ def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
       mesh: default: all devices, over which pictures and parameters are split.
       options: of `of_tokenizer` or `of_generator`, whichever it is.
     """
-    path = hub.find(checkpoint)
-    if not (path / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"{path} is no workdir of a run: python -m jaxtok.pretrained.convert makes one of published weights."
-        )
+    path = hub.workdir(checkpoint)
     if "://" in str(out := out or path / "evaluation"):
         raise ValueError(f"{out} is not on this machine: set --out to a local folder.")
     spec = json.loads((path / "config.json").read_text())

@@ -29,11 +29,10 @@ from jax import export as jax_export
 from jax.extend import core, mlir
 
 import jaxtok
-from jaxtok.bound import BoundTokenizer, check_sampler, sample_codes
-from jaxtok.build import check_keys, parameters
+from jaxtok.bound import BoundTokenizer, check_draws, check_sampler, encode_arrays, sample_codes
+from jaxtok.build import parameters
 from jaxtok.generate.__main__ import pair
 from jaxtok.metrics import format_table
-from jaxtok.structs import Codes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 STABLEHLO = "1.13.0"  # what TensorFlow below reads; jax itself writes newer ones
@@ -121,9 +120,8 @@ def of_generator(bound, size, sample, decode):
     task, model = bound.task, bound.task.model
     if task.text_tower is not None:
         raise ValueError("Generators that read text are not exported: what is exported takes labels.")
-    classes, method = getattr(model, "classes", 0), "rollout" if hasattr(model, "rollout") else "sample"
-    known = [k for k in parameters(getattr(type(model), method)) if k not in ("self", "rng", "condition", "batch")]
-    check_keys(sample, known, f"{type(model).__name__}.sample")
+    check_draws(model, sample)
+    classes = getattr(model, "classes", 0)
 
     def draw(variables, labels, seed):
         given = {"label": jnp.where((labels >= 0) & (labels < classes), labels, classes)} if classes else None
@@ -155,25 +153,18 @@ def coder(bound, size, options, noise=False):
     if size and tuple(size) != shape[:2]:
         raise ValueError(f"This tokenizer is made for pictures {list(shape)}: leave --size out.")
     check_sampler(model.decoder, options)
-    encoded, images = functools.partial(model.apply, method="encode"), jax.ShapeDtypeStruct((B, *shape), jnp.uint8)
-    like = jax.eval_shape(encoded, bound.variables, images)
-    length, continuous = like.keep.shape[1], like.indices is None
+    encode, images = functools.partial(encode_arrays, model), jax.ShapeDtypeStruct((B, *shape), jnp.uint8)
+    like = jax.eval_shape(functools.partial(model.apply, method="encode"), bound.variables, images)
+    length = like.keep.shape[1]
     start = {"seed": NUMBER}
     if noise and "noise" in parameters(model.decoder.sample) and getattr(model.decoder, "shape", None):
         start = {"noise": jax.ShapeDtypeStruct((B, *model.decoder.shape), jnp.float32)}
 
-    def encode(variables, images):
-        codes = encoded(variables, images)
-        return codes.z.reshape(codes.z.shape[0], *(like.grid or (length,)), -1) if continuous else codes.indices
-
     def decode(variables, codes, k, start):
-        if continuous:
-            z = codes.reshape(codes.shape[0], length, -1)
-            codes = Codes(z, None, jnp.ones(z.shape[:2], bool))
-        else:
+        if like.indices is not None:
             codes = jnp.clip(codes, 0, np.asarray(model.quantizer.vocabulary, np.int32) - 1)
-            codes = model.apply(variables, codes, length, method="lookup")
-        codes = codes.replace(keep=codes.keep & (jnp.arange(length) < jnp.maximum(k, 1)), grid=like.grid)
+        codes = model.apply(variables, codes, length, like.grid, method="lookup")
+        codes = codes.replace(keep=codes.keep & (jnp.arange(length) < jnp.maximum(k, 1)))
         key, given = (None, {"noise": start}) if jnp.ndim(start) else (jax.random.key(start), {})
         return model.apply(variables, codes, key, **options, **given, method="decode")
 

@@ -116,6 +116,16 @@ def find(source) -> Path:
     return fetch(str(source), ("config.json", "model*.safetensors*"))
 
 
+def workdir(source) -> Path:
+    """The workdir of a run, or of converted weights. FileNotFoundError for what else `find` finds."""
+    path = find(source)
+    if not (path / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"{path} is no workdir of a run: python -m jaxtok.pretrained.convert makes one of published weights."
+        )
+    return path
+
+
 def fetch(repository, patterns) -> Path:
     """The folder that holds the files of a repository, from huggingface_hub's cache or from the hub.
 

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from jaxtok import checkpoint
-from jaxtok.bound import picture_shape, square
+from jaxtok.bound import paint, picture_shape, square
 from jaxtok.build import build
 from jaxtok.eval.reconstruction import psnr, ssim
 from jaxtok.nn import codebook, masks
@@ -365,13 +365,15 @@ class GeneratorTask:
 
     def decode(self, variables, codes, key):
         """Codes int [B k] or [B k G], or latents [B h w C] -> pictures uint8 [B H W 3]."""
-        apply = functools.partial(self.codec.apply, variables)
+        codes = self.lookup(variables, codes)
+        return paint(self.codec, variables, codes, codes.keep.shape[1], key, tuple(self.decoder.items()))
+
+    def lookup(self, variables, codes):
+        """The same arrays -> Codes of the tokenizer, whose tokens have their places."""
+        apply = functools.partial(self.codec.apply, variables, method="lookup")
         if jnp.issubdtype(codes.dtype, jnp.integer):
-            grid = self.grid or (None if picture_shape(self.codec) else square(self.tokens))
-            codes = apply(codes, self.tokens, grid, method="lookup")
-        else:
-            codes = apply(codes, int(np.prod(codes.shape[1:-1])), method="lookup")
-        return jnp.round(apply(codes, key, **self.decoder, method="decode") * 255).astype(jnp.uint8)
+            return apply(codes, self.tokens, self.grid or (None if picture_shape(self.codec) else square(self.tokens)))
+        return apply(codes, math.prod(codes.shape[1:-1]))
 
     def titles(self):
         """Of the pictures that `evaluate` gives."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtok.nn.conv import conv
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.patch import unpatchify
-from jaxtok.nn.vit import free, place, places, read, trunk
+from jaxtok.nn.vit import free, free_prefix, place, read, trunk
 from jaxtok.structs import Decoded
 
 
@@ -91,7 +91,9 @@ class MaskTokens(nn.Module):
         first, mask = free(self, "class_token", 1, width), free(self, "mask_token", 1, width)
         seen = jnp.concatenate([first, jnp.broadcast_to(mask, (patches, width))])
         seen = seen + free(self, "pos_embed", 1 + patches, width)
-        latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + places(self, "latents_pos", tokens, width)
+        latents = Linear(width, dtype=self.dtype, name="embed")(codes.z) + free_prefix(
+            self, "latents_pos", tokens, width
+        )
         parts = [jnp.broadcast_to(seen, (batch, *seen.shape)), latents]
         keep = [jnp.ones((batch, 1 + patches), bool), codes.keep]
         if self.text:

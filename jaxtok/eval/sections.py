@@ -9,7 +9,7 @@ import numpy as np
 from jaxtok.eval import frechet, pictures, plots, rate_distortion
 from jaxtok.eval.reconstruction import psnr, ssim
 from jaxtok.eval.report import Section, percent
-from jaxtok.eval.usage import usage
+from jaxtok.eval.usage import bits_of, usage
 
 FORMATS = {"psnr": "{:.2f}", "ssim": "{:.3f}", "lpips": "{:.3f}", "frechet": "{:#.4g}", "bytes": "{:.1f}"}
 CODED = 64  # pictures that JPEG and WebP store, at every quality and scale
@@ -36,7 +36,7 @@ def tokenizer(task, passed, judge, extractor, lpips, scales, read, number, out, 
     """
     rows, kept, moments = passed
     n, vocabulary = len(rows["index"]), task.model.quantizer.vocabulary
-    bits = None if vocabulary is None else float(np.log2(np.atleast_1d(vocabulary)).sum())
+    bits = bits_of(vocabulary)
     heads = ({"bytes": "bytes"} if bits else {}) | {"psnr": "PSNR", "ssim": "SSIM"}
     heads |= {"lpips": f"LPIPS {lpips}"} if judge else {}
     text, far, metrics = ["PSNR (dB) and SSIM: higher is better. LPIPS and Fréchet distance: lower is better."], {}, {}

@@ -53,3 +53,8 @@ def _counts(codes: np.ndarray) -> np.ndarray:
 def _bits(counts: np.ndarray) -> float:
     share = counts / counts.sum()
     return float(-(share * np.log2(share)).sum()) + 0.0  # no -0
+
+
+def bits_of(vocabulary: int | Sequence[int] | None) -> float | None:
+    """What a token can say at most: log2 of its vocabulary, summed over groups. None for continuous tokens."""
+    return None if vocabulary is None else float(np.log2(np.atleast_1d(vocabulary)).sum())

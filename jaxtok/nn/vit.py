@@ -48,7 +48,7 @@ def free(module, name, rows, width):
     return module.param(name, nn.initializers.normal(width**-0.5), (rows, width))
 
 
-def places(module, name, rows, width):
+def free_prefix(module, name, rows, width):
     """The first `rows` of such a table, which has as many as there were when it was made. ValueError for more."""
     if not module.has_variable("params", name):
         return free(module, name, rows, width)
@@ -69,4 +69,4 @@ def read(module, context):
             "as a Tokenizer with a `text_tower` does."
         )
     text = Linear(module.width, dtype=module.dtype, name="text_embed")(context["tokens"])
-    return text + places(module, "text_pos", text.shape[1], module.width), context["mask"]
+    return text + free_prefix(module, "text_pos", text.shape[1], module.width), context["mask"]
