@@ -50,12 +50,13 @@ def look(task, perturb, cells, variables, features, key, batch) -> dict:
         picture = jnp.round(apply(wrong, key, **options, method="decode") * 255) / 255
         return psnr(images, picture), features and features(picture)
 
-    found = []
+    found, places = [], []
     for delta in dict.fromkeys(delta for _, delta in cells):
-        alphas = jnp.array([alpha for alpha, d in cells if d == delta])
-        keys = jax.random.split(jax.random.fold_in(key, delta), len(alphas))
+        own = [i for i, (_, d) in enumerate(cells) if d == delta]
+        alphas, keys = jnp.array([cells[i][0] for i in own]), jax.random.split(jax.random.fold_in(key, delta), len(own))
         found.append(jax.lax.map(functools.partial(one, delta), (alphas, keys)))  # one program for all alphas
-    scores, seen = jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+        places += own
+    scores, seen = jax.tree.map(lambda *x: jnp.concatenate(x)[np.argsort(places)], *found)
     return {"psnr": scores, "features": seen, "mask": batch["mask"]}
 
 
