@@ -24,7 +24,7 @@ and EMA in the first stage. The small ones have no LPIPS.
 
 from configs import common
 
-FIRST = ((r"encoder/.*", r"\g<0>"), (r"decoder/.*", r"\g<0>"), (r".*", None))  # what the second stage takes of it
+FIRST = ((r"encoder/.*", r"\g<0>"), (r"decoder/.*", r"\g<0>"))  # what the second stage takes of it
 SMALL = dict(channels=8, patch=4, encoder=(96, 2, 32), decoder=(96, 4, 32))
 TINY = dict(channels=4, patch=4, encoder=(32, 1, 16), decoder=(32, 1, 16))
 S, B, L = (768, 6, 64), (768, 12, 64), (1152, 24, 72)  # (width, depth, head_dim)
@@ -72,7 +72,8 @@ def second(config, first, **gan):
     losses = {name: term for name, term in config.task.losses.items() if name != "kl"} | dict(gan=common.gan(**gan))
     config.task.losses = losses
     config.task.frozen = ("encoder",)
-    config.init_from = (dict(path=first, rules=FIRST), *config.init_from)
+    tower = ((r"objective/.*", None),) if config.init_from else ()  # of LPIPS, which comes from where the first had it
+    config.init_from = (dict(path=first, rules=FIRST + tower), *config.init_from)
     config.optimizer.apart = (r"^objective/gan/",)
     return config
 

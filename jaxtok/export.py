@@ -284,7 +284,7 @@ def write_onnx(programs, out):
     onnxruntime.set_default_logger_severity(3)  # errors
     for chatty in ("jax2onnx", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    size, differences = {}, {}
+    size, differences, plain = {}, {}, dict(vars(jnp))
     for name, one in programs.items():
         if "seed" in one.inputs:
             raise ValueError(f"{name} draws, and a seed fixes no random numbers in ONNX: export it as savedmodel.")
@@ -302,6 +302,8 @@ def write_onnx(programs, out):
             mend = "give it a fixed batch, --batch=1" if symbolic else "choose another format"
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             raise ValueError(f"jax2onnx cannot convert {name}: {mend} ({why}).") from error
+        finally:
+            vars(jnp).update(plain)  # jax2onnx leaves a cumsum of its own there, which takes fewer arguments
         size[name] = (out / f"{name}.onnx").write_bytes(model.SerializeToString())
         session = onnxruntime.InferenceSession(out / f"{name}.onnx", providers=["CPUExecutionProvider"])
         differences[name] = difference(name, one, lambda inputs, s=session: s.run(None, inputs)[0])

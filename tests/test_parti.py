@@ -101,8 +101,8 @@ def test_the_second_stage_leaves_the_codes_as_they_are(one_device, tmp_path):
     """Bit by bit; the control trains all of it on from the same weights."""
     config = tiny("tiny_decoder")
     (source,) = config.init_from
-    assert source.path == "runs/parti_tiny"
-    config.init_from = (dict(path=str(one_device), rules=source.rules),)
+    assert source["path"] == "runs/parti_tiny"
+    config.init_from = (dict(path=str(one_device), rules=source["rules"]),)
     train.train(config, tmp_path / "second")
     train.train(tiny(init_from=(dict(path=str(one_device)),)), tmp_path / "control")
     held_out = fits.emoji("test")["image"]

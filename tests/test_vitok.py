@@ -75,8 +75,8 @@ def test_the_second_stage_leaves_the_codes_as_they_are(tmp_path):
     for name in ("second", "control"):
         config = vitok.get_config("tiny_decoder")
         (source,) = config.init_from
-        assert source.path == "runs/vitok_tiny"
-        config.init_from = (dict(path=str(tmp_path / "first"), rules=source.rules),)
+        assert source["path"] == "runs/vitok_tiny"
+        config.init_from = (dict(path=str(tmp_path / "first"), rules=source["rules"]),)
         if name == "control":
             config.task.frozen = ()
         train.train(config, tmp_path / name)
