@@ -112,6 +112,13 @@ def published(**keys):
     return config
 
 
+def in_stages(**runs):
+    """One recipe of runs that share their data, name = config: the first, and of each the keys in which it differs."""
+    first = next(iter(runs.values())).to_dict()
+    changes = {name: {k: v for k, v in run.to_dict().items() if v != first[k]} for name, run in runs.items()}
+    return ConfigDict(first | dict(stages=tuple(dict(name=name) | keys for name, keys in changes.items())))
+
+
 def codes(path, batch_size=64):
     """The data of a generator: what python -m jaxtok.tokenize --out=PATH wrote."""
     source = dict(name="data.sources.Tokenized")

@@ -7,11 +7,9 @@ token that is dropped is no key of the decoder's attention, which is the same as
 
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests; s, b, l
 = the published sizes, 256 tokens of 4,096 codes, on your own pictures of 256 px, in the two stages of
-configs/titok.py:l32 (runs/vqgan as there), and s_pixels, b_pixels, l_pixels, the second:
+configs/titok.py:l32 (runs/vqgan as there):
 
     python -m jaxtok.train --config=configs/one_d_piece.py:l --workdir=runs/one_d_piece_l \\
-        --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
-    python -m jaxtok.train --config=configs/one_d_piece.py:l_pixels --workdir=runs/one_d_piece_l_pixels \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
 Published weights in the same modules (rFID at 256 tokens by their README: S 1.48, B 1.11, L 1.08):
@@ -37,16 +35,14 @@ def ordered(config, **law):
     return config
 
 
+def two_stages(size):
+    runs = dict(codes=titok.codes_stage(size, 256), pixels=titok.pixels_stage(size, 256))
+    return common.in_stages(**{name: ordered(run, **PUBLISHED) for name, run in runs.items()})
+
+
 SMALL = dict(law="uniform", full=0.25)
 PUBLISHED = dict(law="uniform_batch")
 SIZES = ("s", "b", "l")
-VARIANTS = (
-    {"": lambda: ordered(titok.small(), **SMALL), "tiny": lambda: ordered(titok.tiny(), **SMALL)}
-    | {size: lambda size=size: ordered(titok.codes_stage(size, 256), **PUBLISHED) for size in SIZES}
-    | {
-        f"{size}_pixels": lambda size=size: ordered(
-            titok.pixels_stage(size, 256, first=f"runs/one_d_piece_{size}"), **PUBLISHED
-        )
-        for size in SIZES
-    }
-)
+VARIANTS = {"": lambda: ordered(titok.small(), **SMALL), "tiny": lambda: ordered(titok.tiny(), **SMALL)} | {
+    size: lambda size=size: two_stages(size) for size in SIZES
+}

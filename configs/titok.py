@@ -5,12 +5,10 @@
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests. On
 your own pictures of 256 px, in one stage: bl64, bl128, sl256 (8,192 codes) and ll32_kl, bl64_kl, bl128_kl (16
 channels), with LPIPS (runs/lpips_vgg, see configs/maskgit_vqgan.py) or, as bl64_off ..., without it. In two stages:
-l32, b64, s128, where the first learns the codes that MaskGIT's VQGAN gives of a picture (runs/vqgan, see there; or a
-run of that config), and the second, l32_pixels ..., the way from these to pixels:
+l32, b64, s128, where the first, WORKDIR/codes, learns the codes that MaskGIT's VQGAN gives of a picture (runs/vqgan,
+see there; or a run of that config), and the second, WORKDIR/pixels, the way from these to pixels:
 
     python -m jaxtok.train --config=configs/titok.py:l32 --workdir=runs/titok_l32 \\
-        --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
-    python -m jaxtok.train --config=configs/titok.py:l32_pixels --workdir=runs/titok_l32_pixels \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
 Published weights in the same modules (rFID by their README: L-32 2.21, B-64 1.70, S-128 1.71; BL-64 2.06, BL-128 1.49,
@@ -97,8 +95,8 @@ def codes_stage(size, tokens):
     return config
 
 
-def pixels_stage(size, tokens, first):
-    """The second; first: the workdir of the first."""
+def pixels_stage(size, tokens):
+    """The second, which begins with the first."""
     config = published(500_000, warmup=5000)
     config.task = task(
         proxy(size, tokens, trains="pixels"),
@@ -110,8 +108,12 @@ def pixels_stage(size, tokens, first):
         frozen=("encoder", "quantizer"),
     )
     config.optimizer.apart = (r"^objective/gan/",)
-    config.init_from = (dict(path=first, rules=((r"objective/.*", None), (r".*", r"\g<0>"))), *common.LPIPS)
+    config.init_from = (dict(path="codes", rules=((r"objective/.*", None), (r".*", r"\g<0>"))), *common.LPIPS)
     return config
+
+
+def two_stages(size, tokens):
+    return common.in_stages(codes=codes_stage(size, tokens), pixels=pixels_stage(size, tokens))
 
 
 def titok(size, encoder, decoder, tokens, channels, codes, vq=None, low=0.0, **shared):
@@ -186,9 +188,5 @@ VARIANTS = (
     {"": small, "tiny": tiny}
     | {name: lambda sizes=sizes: one_stage(sized(*sizes)) for name, sizes in ONE_STAGE.items()}
     | {f"{name}_off": lambda sizes=sizes: one_stage(sized(*sizes), False) for name, sizes in ONE_STAGE.items()}
-    | {name: lambda sizes=sizes: codes_stage(*sizes) for name, sizes in TWO_STAGES.items()}
-    | {
-        f"{name}_pixels": lambda name=name, sizes=sizes: pixels_stage(*sizes, first=f"runs/titok_{name}")
-        for name, sizes in TWO_STAGES.items()
-    }
+    | {name: lambda sizes=sizes: two_stages(*sizes) for name, sizes in TWO_STAGES.items()}
 )

@@ -73,6 +73,9 @@ class Checkpoints:
         context = ocp.Context()
         # Else a save that fails early leaves a thread that waits five minutes for its folder and holds up the exit.
         context.async_options.create_directories_asynchronously = False
+        # Devices that hold the same array share the writing of it, each a slice: a program to compile for each shape
+        # and slice, which pays for large arrays only.
+        context.array_options.saving.min_slice_bytes_for_replica_parallel = 2**20
         try:
             if not self._cleaned and jax.process_index() == 0:
                 self._clean()

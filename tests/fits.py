@@ -1,7 +1,7 @@
 """Trainings of seconds, for properties: a config's task and the loop's own step, on pictures held in memory.
 
-One compiled program from the first step to the last, on one device, with some of LLVM's optimisations, which tests
-switch off elsewhere (tests/conftest.py): over hundreds of steps they pay.
+One compiled program from the first step to the last, on one device, with the optimisations that tests switch off
+elsewhere (tests/conftest.py): over hundreds of steps they pay, and the thresholds were found with them.
 """
 
 import functools
@@ -18,7 +18,8 @@ from jaxtok.eval.reconstruction import psnr
 from jaxtok.tasks import merge
 from jaxtok.train import init_state, train_step
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "1"})
+OPTIONS = {"xla_backend_optimization_level": "1", "xla_cpu_use_fusion_emitters": True}
+jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """EVERY config: its :tiny builds, trains, saves, restores, encodes and decodes; the others build."""
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -49,8 +50,9 @@ def test_tiny_goes_the_whole_way(name, tmp_path):
     examples = [pipeline.augment(source[i], change, (i,)) for i in range(2)]
     batch = train.numeric({key: np.stack([e[key] for e in examples]) for key in examples[0] if key != "caption"})
     context = build(config.task).context(batch)
-    codes = model.apply(variables, batch["image"], **context, method="encode")
-    decoded = model.apply(variables, codes, jax.random.key(0), **context, method="decode")
+    encode, decode = (jax.jit(functools.partial(model.apply, method=method)) for method in ("encode", "decode"))
+    codes = encode(variables, batch["image"], **context)
+    decoded = decode(variables, codes, jax.random.key(0), **context)
     assert decoded.shape == batch["image"].shape and np.isfinite(decoded).all()
 
 

@@ -22,6 +22,7 @@ import pytest
 
 import jaxtok
 from configs import one_d_piece, titok
+from jaxtok import stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.eval.reconstruction import psnr
@@ -122,11 +123,12 @@ def test_more_tokens_than_the_decoder_has_places_for_are_refused(decoder):
 
 
 def test_the_published_sizes_draw_one_length_for_a_batch_in_both_stages():
-    for variant in ("s", "s_pixels"):
-        config = one_d_piece.get_config(variant)
+    recipe = stages.runs(one_d_piece.get_config("s"), "runs/it", train.KEYS)
+    assert [path.name for path, _ in recipe] == ["codes", "pixels"]
+    for _, config in recipe:
         assert config.task.model.nested_dropout.law == "uniform_batch"
         assert config.task.token_counts == (1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert config.init_from[0]["path"] == "runs/one_d_piece_s"
+    assert config.init_from[0]["path"] == "runs/it/codes"
 
 
 if __name__ == "__main__":

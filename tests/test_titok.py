@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import common, llamagen_vq, maskgit_vqgan, one_d_piece, titok
-from jaxtok import train
+from jaxtok import stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.eval.reconstruction import psnr
@@ -68,11 +68,9 @@ def two_stages(tmp_path_factory):
     config.task.token_counts = (16,)
     two_steps(config, folder / "vqgan")
     vqgan = config.task.model.to_dict()
-    for variant, workdir, sources in (
-        ("l32", "codes", ("vqgan", "vqgan")),
-        ("l32_pixels", "pixels", ("codes",)),
-    ):
-        published, config = titok.get_config(variant), titok.get_config("tiny")
+    recipe = stages.runs(titok.get_config("l32"), folder, train.KEYS)
+    for (workdir, published), sources in zip(recipe, (("vqgan", "vqgan"), ("codes",)), strict=True):
+        config = titok.get_config("tiny")
         config.task, config.optimizer = published.task, published.optimizer
         small = dict(width=64, depth=1, patch=4, head_dim=32, dtype="float32", remat="none")
         model = config.task.model
@@ -82,7 +80,7 @@ def two_stages(tmp_path_factory):
         model.decoder.pixels.update(channels=(8, 8, 16), groups=4)
         model.decoder.channels = 4
         config.task.token_counts = (8,)
-        if variant == "l32":
+        if workdir.name == "codes":
             config.task.losses.codes.fn.tower = vqgan
         else:
             config.task.losses.perceptual = common.OFF
@@ -90,7 +88,7 @@ def two_stages(tmp_path_factory):
             config.task.losses.gan = common.gan(1.0, 0, critic="Blurred", lecam=0.001, **critic)
         rules = [source["rules"] for source in published.init_from]
         config.init_from = tuple(dict(path=str(folder / s), rules=r) for s, r in zip(sources, rules, strict=False))
-        two_steps(config, folder / workdir)
+        two_steps(config, workdir)
     return folder
 
 
@@ -143,7 +141,7 @@ def same(spec):
         (titok, "bl64", "bl", 64, 8192),
         (titok, "bl128_kl", "bl", 128, None),
         (titok, "l32", "ll", 32, 4096),
-        (one_d_piece, "s_pixels", "ss", 256, 4096),
+        (one_d_piece, "s", "ss", 256, 4096),
     ],
 )
 def test_configs_and_converters_speak_of_the_same_models(system, variant, sizes, tokens, codes):
