@@ -8,9 +8,11 @@ Every figure is of the compiler (memory), read from the program it made (bytes; 
 step (FLOPs; jaxtok/nn/flops.py) or published by the maker of the chip (jaxtok/chips.py). The three times are what each
 resource would need alone, at its published peak: the largest is a bound from below, and no prediction.
 
-Several topologies (--topology=v5e:2x4,v5e:16x16 --per_chip=8) show weak scaling. cpu:8 compiles for the host.
+Several topologies (--topology=v5e:2x4,v5e:16x16 --per_chip=8) show weak scaling. cpu:8 compiles for the host. Of a
+recipe of several stages, each.
 """
 
+import itertools
 import json
 import math
 import os
@@ -22,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from jaxtok import build, configs, hlo, sharding, train
+from jaxtok import build, configs, hlo, sharding, stages, train
 from jaxtok.chips import CHIPS
 from jaxtok.data import pipeline
 from jaxtok.metrics import format_table
@@ -207,7 +209,8 @@ def mib(n):
 def show(report):
     """The report as text."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items())
-    lines = [f"{report['topology']}, {report['chips']} chips, mesh {mesh}, batch {report['batch']}"]
+    stage = f"{report['stage']}: " if "stage" in report else ""
+    lines = [f"{stage}{report['topology']}, {report['chips']} chips, mesh {mesh}, batch {report['batch']}"]
     if "memory" in report:
         left = report["memory"] - report["needed"]
         verb, rest = ("It fits:", "left") if report["fits"] else ("It does NOT fit:", "lacking")
@@ -249,7 +252,8 @@ def scaling(reports):
     sent = [report.get("moved", {}).get("collectives", {}) for report in reports]
     kinds = [kind for kind in hlo.KINDS if any(kind in kinds for kinds in sent)]
     rows = [
-        {"topology": r["topology"], "chips": r["chips"], "pictures a chip": f"{r['batch'] / r['chips']:g}"}
+        ({"stage": r["stage"]} if "stage" in r else {})
+        | {"topology": r["topology"], "chips": r["chips"], "pictures a chip": f"{r['batch'] / r['chips']:g}"}
         | {f"{kind}, MiB": mib(moved.get(kind, 0)) for kind in kinds}
         | {"needs, MiB": mib(r["needed"]), "binds": r.get("bound", "")}
         for r, moved in zip(reports, sent, strict=True)
@@ -277,13 +281,14 @@ def main(argv):
         jax.config.update("jax_num_cpu_devices", max(cpus))
     logging.set_verbosity(logging.ERROR)
     reports = []
-    for topology in topologies:
-        config = FLAGS.config.copy_and_resolve_references()
+    recipe = stages.runs(FLAGS.config, "", train.KEYS)
+    for topology, (stage, config) in itertools.product(topologies, recipe):
+        config = config.copy_and_resolve_references()
         if FLAGS.mesh:
             config.mesh = parse_mesh(FLAGS.mesh)
         if FLAGS.per_chip:
             config.batch_size = FLAGS.per_chip * len(topology_devices(topology)) * config.accumulate
-        reports.append(plan(config, topology, quick=FLAGS.quick))
+        reports.append(({"stage": stage.name} if stage.name else {}) | plan(config, topology, quick=FLAGS.quick))
         if not FLAGS.json:
             print(show(reports[-1]), flush=True)
     if FLAGS.json:

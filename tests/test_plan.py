@@ -278,9 +278,9 @@ def test_a_width_that_256_does_not_divide_names_the_mesh_that_it_takes():
 # ---- the command ----
 
 
-def command(*arguments):
+def command(*arguments, config="configs/flextok.py:tiny"):
     return subprocess.run(
-        [sys.executable, "-m", "jaxtok.plan", "--config=configs/flextok.py:tiny", *arguments],
+        [sys.executable, "-m", "jaxtok.plan", f"--config={config}", *arguments],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -300,6 +300,24 @@ def test_the_command():
         assert line in done.stdout
     assert not any(word in done.stdout for word in ("binds.", "HBM", "optimal"))  # nobody published a host's figures
     assert done.stdout.count("4 pictures") == 0
+
+
+RECIPE = """
+from configs import common, flextok
+
+def get_config(variant=""):
+    second = flextok.get_config("tiny")
+    second.batch_size = 8
+    return common.in_stages(first=flextok.get_config("tiny"), second=second)
+"""
+
+
+def test_each_stage_of_a_recipe_is_planned(tmp_path):
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    done = command("--topology=cpu:2", "--quick", config=tmp_path / "recipe.py")
+    assert done.returncode == 0, done.stderr
+    titles = [line for line in done.stdout.splitlines() if "2 chips" in line]
+    assert [title[:7] for title in titles] == ["first: ", "second:"] and titles[1].endswith("batch 8")
 
 
 # ---- TPUs ----
