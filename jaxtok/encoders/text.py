@@ -13,7 +13,7 @@ class TextTransformer(nn.Module):
     """A bidirectional transformer over the bytes of a text: what `data.transforms.caption_bytes` gives.
 
     It knows what the run's own captions teach it and nothing else: for training from nothing on small data, where no
-    pretrained text model is at hand (`pretrained.minilm` is one that reads words it was never shown here).
+    pretrained text model is at hand (`pretrained.minilm`, `t5` and `clip_text` read words they were never shown here).
 
     Attributes:
       width, depth: of the transformer.

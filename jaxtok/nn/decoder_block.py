@@ -42,8 +42,7 @@ class Block(nn.Module):
 
     Attributes:
       head_dim: width of a head; heads are D / head_dim, logits are divided by its root.
-      hidden: width inside the feed-forward layer; None: 2/3 of 4 D for "swiglu", 4 D for "gelu".
-      mlp: "swiglu" or "gelu" (the exact one).
+      hidden, mlp: `hidden` and `kind` of the feed-forward layer, see nn.mlp.FeedForward.
       norm, eps: see nn.norm.Norm.
       post_norm: the sums are normalised (BERT, arXiv 1810.04805), not what each part reads.
       qk_norm: queries and keys are normalised per head.

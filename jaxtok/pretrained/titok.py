@@ -124,12 +124,13 @@ def load(state_dict, published, shapes) -> tuple[dict, dict, Report]:
     """A state dict {key: array} -> ({"task": ...}, params, report); sizes are those of its arrays, not `published`.
 
     shapes: (spec, pixels a side) -> the parameters of that part as shapes. Raises ValueError as `convert` does, and for
-    a TA-TiTok, whose decoder reads a text by a tower that is not here.
+    a TA-TiTok, whose decoder reads a text.
     """
     if "decoder.text_guidance_proj.weight" in state_dict:
         raise ValueError(
-            "This decoder reads a text as CLIP ViT-L/14 sees it, and that tower is not here: `convert` the state dict "
-            'by pretrained.titok.rules("pixels"), and give a model(..., text=True) features of your own as `context`.'
+            "This decoder reads a text as CLIP ViT-L/14 sees it, and what is loaded whole is handed none: `convert` "
+            'the state dict by pretrained.titok.rules("pixels"), and give a model(..., text=True) the features that '
+            "pretrained.clip_text computes as `context`."
         )
     found = sizes(state_dict)
     spec = model(**found)

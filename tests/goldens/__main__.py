@@ -13,11 +13,18 @@ import jax
 import numpy as np
 
 from jaxtok.pretrained.flextok import from_state_dict
-from tests.goldens import flextok_arrays, one_d_generators, one_d_quantizers, one_d_tokenizers, vae_arrays
+from tests.goldens import (
+    flextok_arrays,
+    one_d_generators,
+    one_d_quantizers,
+    one_d_tokenizers,
+    text_arrays,
+    vae_arrays,
+)
 from tests.goldens.compare import MISS, SKIPPED, Row, compare_all
 
 # {file name: f(arrays) -> (ours, inputs, tolerances)}: what we compute, what it was fed, {name: (rtol, atol)}.
-TABLES = (one_d_quantizers.FILES, one_d_generators.FILES, one_d_tokenizers.FILES)
+TABLES = (one_d_quantizers.FILES, one_d_generators.FILES, one_d_tokenizers.FILES, text_arrays.FILES)
 
 MODEL = ("enc_dim", "enc_depth", "dec_dim", "dec_depth", "n_reg", "levels", "ch", "patch", "head_dim", "max_timestep")
 FILES = ("weights", "forward", "sampling", "train", "units", "vae_tiny")
