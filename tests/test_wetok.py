@@ -82,7 +82,10 @@ def test_the_second_stage_begins_with_the_pictures_of_the_first(found, folders, 
     images = images[:8]
     there = lambda m, key: lambda v: m.apply(v, m.apply(v, images, method="encode"), key, method="decode")
     pictures = lambda m, v, key: jax.jit(there(m, key))(v)
-    np.testing.assert_array_equal(pictures(after, same, jax.random.key(1)), pictures(before, variables, None))
+    # Two programs, whose sums XLA may fuse and so round otherwise: pictures are numbers in 0 ... 1.
+    np.testing.assert_allclose(
+        pictures(after, same, jax.random.key(1)), pictures(before, variables, None), rtol=0, atol=1e-6
+    )
 
     config.schedule.peak_lr = 3e-3
     runs.alone(config, tmp_path / "second")
