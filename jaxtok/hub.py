@@ -105,9 +105,15 @@ def table_of(kind):
 
 
 def find(source) -> Path:
-    """The folder or file of a source, fetched if it is the id of a repository."""
+    """The folder or file of a source, fetched if it is the id of a repository.
+
+    FileNotFoundError for what is neither, and for a folder of workdirs, as those of a recipe of several stages.
+    """
     path = epath.Path(source).expanduser()  # of a bucket too, where runs may lie
     if path.exists():
+        runs = sorted(found.parent.name for found in path.glob("*/checkpoints"))
+        if runs and not (path / "checkpoints").is_dir():
+            raise FileNotFoundError(f"{path} is a folder of workdirs: name one of them, {', '.join(runs)}.")
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):
         raise FileNotFoundError(

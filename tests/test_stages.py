@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import jaxtok
 from jaxtok import stages, train
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.metrics import Logger
@@ -48,6 +49,12 @@ def test_a_stage_begins_where_the_other_ended_and_moves_only_what_it_trains(whol
     after = params(whole / "decoder")
     assert "encoder" not in after and not same(after["decoder"], first["decoder"])
     assert list(runs.logged(whole / "decoder")) == [1, 2, 3, 4]
+
+
+def test_a_recipe_is_no_tokenizer_its_stages_are(whole):
+    with pytest.raises(FileNotFoundError, match="folder of workdirs: name one of them, all, decoder"):
+        jaxtok.load(whole)
+    assert jaxtok.load(whole / "decoder").tokens == 8
 
 
 @pytest.mark.parametrize("stage, step", [("all", 1), ("decoder", 2)])

@@ -1,12 +1,11 @@
 """TexTok and TA-TiTok as systems: what a text says need not be in the tokens, and nothing of it gets in unseen.
 
 PSNR in dB on held-out shapes of 16 px, whose text is the class of the largest one, by the number of tokens of two
-floats, seed 0, 800 steps of 32 (the same step on batches drawn in memory; `python -m tests.test_textok 0 3` does it
-by the loop). The control never saw a text, and is judged by its row without one:
+floats, seeds 0 / 1 / 2 (`python -m tests.test_textok 0 1 2`). The control never saw a text, and is judged without one:
 
-    tokens   text    another picture's text   the control
-    1        16.54   14.77                    15.49
-    8        16.80   15.90                    17.02
+    tokens   text                    another picture's text   the control
+    1        16.38 / 17.21 / 17.18   15.59 / 15.19 / 15.16    15.50 / 16.20 / 15.99
+    8        17.54 / 18.73 / 18.77   16.56 / 16.90 / 17.46    17.54 / 18.64 / 18.32
 """
 
 import functools
