@@ -152,15 +152,63 @@ def vqgan_losses(codebook, commitment, gan, perceptual):
     )
 
 
-def gan(weight, start, critic="PatchGAN", lecam=0.0, **fields):
-    """The term "gan": a critic of losses.critics with its fields, both networks from step `start` on."""
+def gan(weight, start, critic="PatchGAN", lecam=0.0, term=None, **fields):
+    """The term "gan": a critic of losses.critics with its fields, both networks from step `start` on.
+
+    term: more fields of losses.adversarial.Adversarial.
+    """
     critic = dict(name=f"losses.critics.{critic}", **fields)
-    return dict(fn=dict(name="losses.adversarial.Adversarial", critic=critic, weight=weight, lecam=lecam), start=start)
+    term = dict(name="losses.adversarial.Adversarial", critic=critic, weight=weight, lecam=lecam, **term or {})
+    return dict(fn=term, start=start)
+
+
+# Through what a critic sees: policy -> (name of the term, fields of losses.critics.Projected, init_from).
+EYES = {
+    "require": (
+        "gan",
+        dict(tower=dict(name="pretrained.vit.ViT", width=384, depth=12, size=224, dtype="bfloat16")),
+        dict(path="runs/dinov2_s", rules=((r".*", r"objective/gan/critic/tower/\g<0>"),)),
+    ),
+    "standin": (
+        "gan_standin",
+        dict(tower=dict(name="pretrained.standin.PatchTokens", width=128, depth=2, patch=8, size=32), blocks=(0, 1)),
+        dict(
+            path="runs/flextok",
+            rules=(
+                (r"encoder/((?:patch_embed|blocks)/.*)", r"objective/gan_standin/critic/tower/\1"),
+                (r".*", None),
+            ),
+        ),
+    ),
+}
+
+
+def dino_gan(policy, weight, start, term=None, **options):
+    """({the term: a critic that looks through DINOv2-S at pictures that DiffAugment changed}, an init_from).
+
+    policy: "require" runs/dinov2_s; "standin": what runs/flextok sees, and the term is called so; "off": a PatchGAN.
+    """
+    term = term or {}
+    if policy == "off":
+        return dict(gan=gan(weight, start, term=term, **options)), ()
+    name, fields, source = EYES[policy]
+    term = term | dict(augment=dict(name="losses.augment.diffaugment"))
+    return {name: gan(weight, start, "Projected", term=term, **options, **fields)}, (source,)
+
+
+# StyleGAN's critic, as `gan(..., **STYLEGAN)`: with the logistic loss.
+STYLEGAN = dict(
+    critic="StyleGAN",
+    term=dict(
+        critic_loss=dict(name="losses.adversarial.softplus_critic"),
+        generator_loss=dict(name="losses.adversarial.softplus_generator"),
+    ),
+)
 
 
 def adversarial_adamw(**fields):
     """Options of optim.adamw where there is a term "gan": either network is clipped by its own norm."""
-    return dict(clip=1.0, apart=(r"^objective/gan/",)) | fields
+    return dict(clip=1.0, apart=(r"^objective/gan",)) | fields
 
 
 def emoji():

@@ -22,14 +22,16 @@ python -m jaxtok.tokenize --checkpoint=runs/elm_2_12 --out=runs/codes_elm_2_12 w
 
 Published: FID without guidance 15.95 (L, 2-10), 12.70 (XL), 10.11 (XXL, 2-12), by their README.
 
-As published: body, L1 and LPIPS at 1, a hinge GAN on patches from step 30,000, batch, steps; of the GPT sizes, rate
-1e-4, weight decay, b2, batch, 400 epochs. Ours: the GAN's weight is fixed, theirs adapts up to 1; EMA; crops; the small
-ones have no LPIPS. With --config.task.model.quantizer.draws=False bits are thresholded in training too.
+As published: body, L1 and LPIPS at 1, a hinge GAN on patches from step 30,000 whose weight adapts up to 1, batch,
+steps; of the GPT sizes, rate 1e-4, weight decay, b2, batch, 400 epochs. Ours: EMA; crops; that what adapts is the whole
+weight; the small ones have no LPIPS, and a weight that is fixed. With --config.task.model.quantizer.draws=False bits
+are thresholded in training too.
 """
 
 from configs import common
 
 GPTS = {"l": (24, 1024), "xl": (36, 1280), "xxl": (48, 1536), "2b": (48, 1792)}  # (depth, width)
+ADAPTIVE = dict(adaptive="decoder/conv_out/kernel", limits=(0.0, 1.0))
 GRID = dict(position="rotary_2d", class_token=True, parallel=True)
 
 
@@ -79,7 +81,7 @@ def published(bits, perceptual):
         init_from=common.LPIPS if perceptual else (),
         task=common.tokenizer_task(
             vqgan((bits, bits), 256, channels=(128, 128, 256, 256, 512), blocks=2, dtype="bfloat16"),
-            losses=losses(common.gan(weight=0.1, start=30_000), perceptual),
+            losses=losses(common.gan(weight=1.0, start=30_000, term=ADAPTIVE), perceptual),
             token_counts=(256,),
             samplers=(dict(title="one pass"),),
         ),

@@ -14,10 +14,10 @@ f8_decoder = the published stages, 32 x 32 tokens of 8,192 codes, on your own pi
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
 As published: transformers on either side, and codes of few channels, compared at length 1. The sizes of encoder, codes
-and both decoders, and the two stages, are as others report them. They also report, of the first stage, a logistic loss
-beside L2 and a sigmoid behind the decoder: neither is here. The critic is a PatchGAN, not StyleGAN's; the weights of
-losses and the optimizer's values are ours. The text-to-image model over these codes is not here. The small ones have no
-LPIPS and no critic.
+and both decoders, the two stages, and L2, LPIPS and StyleGAN's critic are as others report them. They also report, of
+the first stage, a logit-Laplace loss beside L2 and a sigmoid behind the decoder: neither is here. The critic's logistic
+loss is StyleGAN2's; the weights of losses, of which the critic's is fixed, and the optimizer's values are ours. The
+text-to-image model over these codes is not here. The small ones have no LPIPS and no critic.
 """
 
 from configs import common
@@ -102,7 +102,7 @@ def pictures(perceptual=False, gan=None):
         pixel=dict(fn=dict(name="losses.pixel.l2")),
         perceptual=common.perceptual(weight=0.1) if perceptual else common.OFF,
     )
-    return losses if gan is None else losses | dict(gan=common.gan(weight=0.1, start=gan))
+    return losses if gan is None else losses | dict(gan=common.gan(weight=0.1, start=gan, **common.STYLEGAN))
 
 
 def codes():

@@ -4,9 +4,11 @@
     python -m jaxtok.evaluate --checkpoint=runs/robusttok --perturbed
 
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests; base =
-256 tokens of 4,096 codes, on your own pictures of 256 px, with LPIPS (runs/lpips_vgg, see configs/llamagen_vq.py);
-base_off = without it:
+256 tokens of 4,096 codes, on your own pictures of 256 px, with LPIPS (runs/lpips_vgg, see configs/llamagen_vq.py) and
+a critic that looks through DINOv2-S; base_standin = a critic that looks through what runs/flextok sees instead;
+base_off = without LPIPS, and a PatchGAN:
 
+    python -m jaxtok.pretrained.convert dinov2_vits14_pretrain.pth --kind=vit --out=runs/dinov2_s
     python -m jaxtok.train --config=configs/robusttok.py:base --workdir=runs/robusttok_base \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
@@ -17,11 +19,13 @@ a Frechet distance that goes by the extractor's name (docs/metrics.md).
 Published (README): rFID 1.02 and pFID 2.28, against 0.91 and 6.98 of a plain VQ of 4,096 codes. Their code and weights
 are for research only; what is here is our own, and they cannot be loaded.
 
-As published: sizes, quantizer, and the perturbation: a tenth of the pictures, 100 neighbours, all tokens, annealed to
-half of both between the epochs 40 and 120 of 200. What differs: their encoder and decoder begin as DINOv2-B, with a
-class feature of it as a further target and a critic built on it, at 3e-5 and with an adaptive weight; here both begin
-at random, with a PatchGAN at a fixed weight and rates of ours. Neighbours are those of the code, as the paper says, and
-not those of the latent. The small ones have no LPIPS and no critic.
+As published: sizes, quantizer, MSE and LPIPS at 1, and the perturbation: a tenth of the pictures, 100 neighbours, all
+tokens, annealed to half of both between the epochs 40 and 120 of 200. From epoch 56 a critic on a frozen ViT that is
+shown pictures changed by DiffAugment, a hinge loss, LeCAM at 0.001, and an adaptive weight at 0.5, measured at the
+linear layer that makes the pixels. What differs: their encoder and decoder begin as DINOv2-B, with a class feature of
+it as a further target, at a rate of 3e-5; here both begin at random, at a rate of ours. The critic's heads and the
+blocks that they look at are ours, after StyleGAN-T (arXiv 2301.09515), and behind the pixels stands a 3x3. Neighbours
+are those of the code, as the paper says, and not those of the latent. The small ones have no LPIPS and no critic.
 """
 
 from configs import common
@@ -56,19 +60,22 @@ def tiny():
     return config
 
 
-def published(perceptual):
+def published(perceptual, critic):
+    """critic: the policy of common.dino_gan."""
     steps = 1250  # of an epoch
+    adaptive = dict(adaptive="decoder/head/kernel", lecam_of="logits")
+    gan, init_from = common.dino_gan(critic, weight=0.5, start=56 * steps, lecam=0.001, term=adaptive)
     config = common.published(
         sharding=common.SHARDING,
         total_steps=200 * steps,
         batch_size=1024,
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=common.adversarial_adamw(b2=0.95),
-        init_from=common.LPIPS if perceptual else (),
+        init_from=(common.LPIPS if perceptual else ()) + init_from,
         task=task(
             BASE,
             dict(alpha=1.0, beta=0.1, delta=100, schedule=(40 * steps, 120 * steps, 0.5)),
-            losses(perceptual) | dict(gan=common.gan(weight=0.1, start=56 * steps, lecam=0.001)),
+            losses(perceptual) | gan,
         ),
     )
     return config
@@ -107,4 +114,10 @@ def losses(perceptual=False):
     )
 
 
-VARIANTS = {"": small, "tiny": tiny, "base": lambda: published(True), "base_off": lambda: published(False)}
+VARIANTS = {
+    "": small,
+    "tiny": tiny,
+    "base": lambda: published(True, "require"),
+    "base_standin": lambda: published(True, "standin"),
+    "base_off": lambda: published(False, "off"),
+}

@@ -18,8 +18,8 @@ Published, at 256 px, S-B/16: rFID 1.63 and PSNR 26.1 after the first stage, 0.5
 
 As published: sizes, SwiGLU, rotary places, losses and their weights, AdamW, batches and numbers of steps. Ours: norms
 and biases of the blocks; places turn by row and column, for there is no time: pictures only, no video; the divergence,
-at 1e-3, is a mean over a picture's numbers; the critic is a PatchGAN and not StyleGAN's; the schedule's end, clipping,
-and EMA in the first stage. The small ones have no LPIPS.
+at 1e-3, is a mean over a picture's numbers; details of StyleGAN's critic and its logistic loss; the schedule's end,
+clipping, and EMA in the first stage. The small ones have no LPIPS, and a PatchGAN.
 """
 
 from configs import common
@@ -79,7 +79,7 @@ def second(config, first, **gan):
 
 
 def published_second(name, decoder, perceptual):
-    config = second(published(decoder, perceptual), f"runs/vitok_{name}", weight=1.0, start=0)
+    config = second(published(decoder, perceptual), f"runs/vitok_{name}", weight=1.0, start=0, **common.STYLEGAN)
     config.batch_size = 256
     config.schedule.update(peak_lr=1e-4, warmup=25_000)
     config.optimizer.lr_factors = ((r"^objective/gan/", 0.2),)  # 2e-5

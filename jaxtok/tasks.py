@@ -25,6 +25,7 @@ from jaxtok import checkpoint
 from jaxtok.bound import paint, picture_shape, square
 from jaxtok.build import build
 from jaxtok.eval.reconstruction import psnr, ssim
+from jaxtok.losses.adaptive import by_parameter, by_picture
 from jaxtok.nn import codebook, masks
 from jaxtok.tokenizer import Tokenizer
 
@@ -44,8 +45,9 @@ class TokenizerTask:
       model: the Tokenizer.
       losses: {name: {"fn": f(outputs, batch) -> scalar, "weight": 1.0, "start": 0}}: the run's loss is the weighted
         sum, each term from its start step on. A term that is a Flax module trains with the model, its parameters under
-        "objective/<name>"; what it calls `tower` is a teacher and frozen. Its other variables are mutable, under
-        "<collection>/objective/<name>", and what it sows in "logs" is logged as "<name>/<what>".
+        "objective/<name>"; what it or a part of it calls `tower` is frozen. Its other variables are mutable, under
+        "<collection>/objective/<name>", and what it sows in "logs" is logged as "<name>/<what>". One term may be
+        `adaptive`: losses.adaptive says how it is weighed.
       token_counts: the k at which held-out pictures are rebuilt from their first k tokens; the last is all of them.
       samplers: ({"title", and options of the decoder's `sample`}, ...): each rebuilds every picture; the first counts.
       frozen: names of the model's parts that do not train ("codec"); their weights must come from `init_from`.
@@ -103,28 +105,34 @@ class TokenizerTask:
                 own.pop("logs", None)
                 for collection, tree in own.items():
                     variables = merge(variables, {collection: {"objective": {name: tree}}})
-                if "tower" in objective:
-                    frozen.setdefault("objective", {})[name] = {"tower": objective.pop("tower")}
-                if objective:
-                    params.setdefault("objective", {})[name] = objective
+                for where, tree in zip((params, frozen), apart(objective, "tower"), strict=True):
+                    if tree:
+                        where.setdefault("objective", {})[name] = tree
         return {"params": params, "mutable": dict(variables), "frozen": frozen}
 
     def loss(self, params, mutable, frozen, batch, key, step):
         """The one scalar, and what a log wants: every term, and how much of the vocabulary the batch used."""
         params = merge(params, frozen)
-        outputs, mutable = self.model.apply(
-            {"params": params, **mutable},
-            batch["image"],
-            **self.context(batch),
-            train=True,
-            rngs={"train": key},
-            mutable=list(mutable),
-        )
-        total, logs = 0.0, {}
-        for name, term in self.losses.items():
-            value, mutable, says = self._term(name, params, mutable, outputs, batch)
-            logs |= {f"loss/{name}": value} | {f"{name}/{what}": number for what, number in says.items()}
-            total += jnp.where(step >= term.get("start", 0), term.get("weight", 1.0), 0.0) * value
+
+        def forward(params):
+            outputs, after = self.model.apply(
+                {"params": params, **mutable},
+                batch["image"],
+                **self.context(batch),
+                train=True,
+                rngs={"train": key},
+                mutable=list(mutable),
+            )
+            return outputs["decoded"].prediction, (outputs, after)
+
+        terms = functools.partial(self._terms, params=params, batch=batch, key=key, step=step)
+        adaptive = [name for name, term in self.losses.items() if getattr(term["fn"], "adaptive", "")]
+        others = [name for name in self.losses if name not in adaptive]
+        if adaptive:
+            outputs, total, (mutable, logs) = self._balanced(forward, params, terms, adaptive, others)
+        else:
+            _, (outputs, mutable) = forward(params)
+            total, (mutable, logs) = terms(others, outputs, mutable)
         codes = outputs["codes"]
         logs |= {f"codes/{name}": value for name, value in codes.aux.items()}
         if codes.indices is not None:
@@ -133,14 +141,37 @@ class TokenizerTask:
             logs |= {"codes/perplexity": perplexity.mean(), "codes/used": (distinct / vocabulary).mean()}
         return total, (mutable, logs)
 
-    def _term(self, name, params, mutable, outputs, batch):
+    def _balanced(self, forward, params, terms, adaptive, others):
+        """(outputs, total, (mutable, logs)) where one term weighs itself by the gradients of the others."""
+        if len(adaptive) > 1:
+            raise ValueError(f"task.losses: one term may be adaptive, and these are: {adaptive}.")
+        path = self.losses[adaptive[0]]["fn"].adaptive
+        prediction, (outputs, mutable), norm = by_parameter(forward, params, path)
+        of = lambda x: outputs | {"decoded": outputs["decoded"].replace(prediction=x)}
+        total, (mutable, logs), slope = by_picture(lambda x: terms(others, of(x), mutable), prediction)
+        norms = lambda own: (norm(slope), norm(own))
+        value, (mutable, more) = terms(adaptive, of(prediction), mutable, norms=norms)
+        return of(prediction), total + value, (mutable, logs | more)
+
+    def _terms(self, names, outputs, mutable, *, params, batch, key, step, **given):
+        """(The weighted sum of some of the losses, (mutable, every one of them and what it logs)). given: to each."""
+        total, logs = jnp.zeros(()), {}
+        for name in names:
+            term = self.losses[name]
+            value, mutable, says = self._term(name, params, mutable, outputs, batch, key, **given)
+            logs |= {f"loss/{name}": value} | {f"{name}/{what}": number for what, number in says.items()}
+            total += jnp.where(step >= term.get("start", 0), term.get("weight", 1.0), 0.0) * value
+        return total, (mutable, logs)
+
+    def _term(self, name, params, mutable, outputs, batch, key, **given):
         """One of the losses: (scalar, mutable, what it logs)."""
         fn = self.losses[name]["fn"]
         if not isinstance(fn, nn.Module):
             return fn(outputs, batch), mutable, {}
         own = {c: tree["objective"][name] for c, tree in mutable.items() if name in tree.get("objective", {})}
         variables = {"params": params.get("objective", {}).get(name, {}), **own}
-        value, own = fn.apply(variables, outputs, batch, mutable=[*own, "logs"])
+        rngs = {"train": jax.random.fold_in(key, list(self.losses).index(name))}
+        value, own = fn.apply(variables, outputs, batch, **given, rngs=rngs, mutable=[*own, "logs"])
         logs = own.pop("logs", {})
         for collection, tree in own.items():
             objective = mutable[collection]["objective"] | {name: tree}
@@ -429,3 +460,18 @@ class GeneratorTask:
 def merge(a, b):
     """Two nested dicts without a common leaf as one."""
     return {**a, **b, **{name: merge(a[name], b[name]) for name in a.keys() & b.keys()}}
+
+
+def apart(tree, name):
+    """Nested dicts as two: without, and with, what lies under `name` at any depth."""
+    without, within = {}, {}
+    for key, branch in tree.items():
+        if key == name:
+            within[key] = branch
+        elif not isinstance(branch, dict):
+            without[key] = branch
+        else:
+            for part, rest in zip((without, within), apart(branch, name), strict=True):
+                if rest:
+                    part[key] = rest
+    return without, within

@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxtok.losses.adaptive import adaptive_weight, by_picture
+
 # ---- of logits of real pictures and of fake ones, [B h w 1] ----
 
 
@@ -63,6 +65,12 @@ class Adversarial(nn.Module):
     Attributes:
       critic: pictures [B H W C] -> logits, as losses.critics has them.
       weight: of the generator's term.
+      adaptive: "", or the path of the kernel of the decoder's last layer, "decoder/conv_out/kernel": `weight` is then
+        multiplied by how much larger the gradient of all other terms is there than that of the generator's term
+        (VQGAN's equation 7), and what it is multiplied by is logged as "adaptive".
+      limits: of that factor.
+      augment: None, or (key, pictures [B H W C]) -> pictures: what the critic sees of either kind, drawn anew in each
+        step from the rng stream "train"; losses.augment has one.
       critic_loss: (logits of real pictures, of fake ones) -> scalar.
       generator_loss: (logits of fake pictures) -> scalar.
       lecam: weight of that regularizer of the critic; 0: none.
@@ -73,6 +81,9 @@ class Adversarial(nn.Module):
 
     critic: nn.Module
     weight: float = 0.1
+    adaptive: str = ""
+    limits: tuple[float, float] = (0.0, 1e4)
+    augment: Callable | None = None
     critic_loss: Callable = hinge_critic
     generator_loss: Callable = hinge_generator
     lecam: float = 0.0
@@ -80,15 +91,40 @@ class Adversarial(nn.Module):
     r1: float = 0.0
 
     @nn.compact
-    def __call__(self, outputs, batch):
+    def __call__(self, outputs, batch, norms=None):
+        """The sum. norms: what TokenizerTask hands to a term that is `adaptive`.
+
+        It takes the gradient of the generator's term by the prediction, and gives the norms at the last kernel of the
+        gradient of all other terms, and of this.
+        """
+        if self.adaptive and norms is None and not self.is_initializing():
+            raise ValueError("Adversarial.adaptive needs the norms at the last kernel, which a TokenizerTask gives it.")
         fake, real = outputs["decoded"].prediction.astype(jnp.float32), outputs["decoded"].target
-        real, unmoved = jax.lax.stop_gradient((real.astype(jnp.float32), fake))
+        real = jax.lax.stop_gradient(real.astype(jnp.float32))
         if self.is_initializing():
             self.critic(real)
+        shown, weight = self._shown(), self.weight
         module, variables = self.critic.unbind()
-        critic = functools.partial(module.apply, variables)
-        logits_real, logits_fake = critic(real), critic(unmoved)
-        generator = self.generator_loss(module.apply(jax.lax.stop_gradient(variables), fake))
+        held = jax.lax.stop_gradient(variables)
+        if hasattr(module, "see"):  # of a frozen tower, which sees the fake pictures once, for either term
+            see, judge = (functools.partial(module.apply, method=name) for name in ("see", "judge"))
+        else:
+            see, judge = lambda _, x: x, module.apply
+
+        def deceive(fake):
+            seen = see(held, shown(1, fake))
+            return self.generator_loss(judge(held, seen)), seen
+
+        if self.adaptive and not self.is_initializing():
+            generator, seen, slope = by_picture(deceive, fake)
+            factor = adaptive_weight(*norms(slope), self.limits)
+            self.sow("logs", "adaptive", factor, reduce_fn=lambda _, new: new)
+            weight *= factor
+        else:
+            generator, seen = deceive(fake)
+        real = shown(0, real)
+        logits_real = judge(variables, see(held, real))
+        logits_fake = judge(variables, jax.lax.stop_gradient(seen))
         total = self.critic_loss(logits_real, logits_fake)
         says = dict(critic_loss=total, generator_loss=generator, real=logits_real, fake=logits_fake)
         for name, value in says.items():
@@ -96,8 +132,15 @@ class Adversarial(nn.Module):
         if self.lecam:
             total = total + self.lecam * self._lecam(logits_real, logits_fake)
         if self.r1:
-            total = total + self.r1 / 2 * r1(critic, real)
-        return total + self.weight * generator
+            total = total + self.r1 / 2 * r1(functools.partial(module.apply, variables), real)
+        return total + weight * generator
+
+    def _shown(self):
+        """(which, pictures) -> what the critic sees of them; `which` draws: 0 for real pictures, 1 for fake ones."""
+        if self.augment is None or self.is_initializing():
+            return lambda which, x: x
+        key = self.make_rng("train")
+        return lambda which, x: self.augment(jax.random.fold_in(key, which), x)
 
     def _lecam(self, real, fake):
         if self.lecam_of not in ("means", "logits"):

@@ -11,7 +11,7 @@ from jaxtok.nn.norm import layer_norm
 from jaxtok.nn.patch import patchify
 from jaxtok.nn.position import sincos_2d
 from jaxtok.nn.transformer import Transformer
-from jaxtok.pretrained.vit import resize
+from jaxtok.pretrained.vit import at_size, resize
 
 
 class PatchTokens(nn.Module):
@@ -34,15 +34,28 @@ class PatchTokens(nn.Module):
     head_dim: int = 64
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, images):
+        x = self.tokens(resize(images, self.size))[1]
+        side = self.size // self.patch
+        return (x - x.mean(1, keepdims=True)).reshape(len(x), side, side, -1)
+
+    def layers(self, pictures, blocks):
+        """Floats [B H W 3] in [0, 1] -> float32 ([B h*w D], ...), layer-normalised tokens; blocks: 0 and depth - 1."""
+        there = (0, self.depth - 1)
+        if not set(blocks) <= set(there):
+            raise ValueError(f"PatchTokens shows the tokens after {there} blocks, not after {tuple(blocks)}.")
+        found = dict(zip(there, self.tokens(at_size(255 * pictures.astype(jnp.float32), self.size)), strict=True))
+        return tuple(found[i] for i in blocks)
+
+    @nn.compact
+    def tokens(self, x):
+        """Float32 [B size size 3] in [0, 255] -> ([B P D], [B P D]): before the first block, and before the last."""
         if self.depth < 2:
             raise ValueError(f"PatchTokens needs an encoder of at least two blocks, not {self.depth}.")
-        x = patchify(resize(images, self.size) / 127.5 - 1, self.patch)
+        x = patchify(x / 127.5 - 1, self.patch)
         side = self.size // self.patch
         x = Linear(self.width, dtype=self.dtype, name="patch_embed")(x)
-        x = (x + sincos_2d(side, side, self.width).reshape(1, -1, self.width)).astype(self.dtype)  # [B P D]
+        x = first = (x + sincos_2d(side, side, self.width).reshape(1, -1, self.width)).astype(self.dtype)  # [B P D]
         blocks = Transformer(self.depth, self.head_dim, dtype=self.dtype, name="blocks")
         _, x = blocks(x, everything(x.shape[1]), tap=self.depth - 2)
-        x = layer_norm(x).astype(jnp.float32)
-        return (x - x.mean(1, keepdims=True)).reshape(len(x), side, side, -1)
+        return layer_norm(first).astype(jnp.float32), layer_norm(x).astype(jnp.float32)

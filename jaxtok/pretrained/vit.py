@@ -32,7 +32,8 @@ class ViT(nn.Module):
     """DINOv2's ViT: uint8 pictures [B H W 3] -> features of their patches, float32 [B h w D].
 
     Pictures are resized to squares and normalised here. The features are those after the last LayerNorm, without the
-    class token. Widths and depths: small 384, 12; base 768, 12; large 1024, 24; giant 1536, 40 with mlp="swiglu".
+    class token; `layers` gives the tokens of earlier blocks. Widths and depths: small 384, 12; base 768, 12; large
+    1024, 24; giant 1536, 40 with mlp="swiglu".
 
     Attributes:
       width, depth, head_dim: of the transformer.
@@ -52,22 +53,38 @@ class ViT(nn.Module):
     size: int = 518
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, images):
+        side = self.size // self.patch
+        x, _ = self.tokens(resize(images, self.size))
+        return x.reshape(len(x), side, side, self.width)
+
+    def layers(self, pictures, blocks):
+        """Floats [B H W 3] in [0, 1] -> float32 ([B h*w D], ...), patches' tokens after so many blocks, not normalised.
+
+        0: as they enter the first. What lies beyond the range stays there, so that a gradient can pull it back.
+        """
+        if not all(0 <= i <= self.depth for i in blocks):
+            raise ValueError(f"The tower has {self.depth} blocks; {tuple(blocks)} are not all among them.")
+        _, seen = self.tokens(at_size(255 * pictures.astype(jnp.float32), self.size), shows=True)
+        return tuple(seen[i][:, 1:].astype(jnp.float32) for i in blocks)
+
+    @nn.compact
+    def tokens(self, x, shows=False):
+        """Float32 [B size size 3] in [0, 255] -> (features [B N D], and if `shows` tokens after 0, 1 ... blocks)."""
         normal = nn.initializers.normal(0.02)
         cls = self.param("cls_token", normal, (self.width,))
         table = self.param("pos_embed", normal, (1 + self.grid[0] * self.grid[1], self.width))
-        x = (resize(images, self.size) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        x = (x / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
         x = patchify(x, self.patch)
         x = x.reshape(*x.shape[:2], self.patch, self.patch, 3)  # [B N p p 3]
         x = Linear(self.width, inputs=3, dtype=self.dtype, name="patch_embed")(x)  # [B N D]
         side = self.size // self.patch
         x = x + positions(table[1:], self.grid, (side, side))
         x = jnp.concatenate([jnp.broadcast_to(cls + table[0], (len(x), 1, self.width)), x], 1).astype(self.dtype)
-        fields = dict(head_dim=self.head_dim, mlp=self.mlp, dtype=self.dtype)
-        x, _ = stack(self.depth, target=Block, name="blocks", **fields)(x, Side(), False)
-        x = Norm(eps=EPS, name="norm")(x[:, 1:]).astype(jnp.float32)
-        return x.reshape(len(x), side, side, self.width)
+        first, fields = x, dict(head_dim=self.head_dim, mlp=self.mlp, dtype=self.dtype, shows=shows)
+        x, seen = stack(self.depth, target=Block, name="blocks", **fields)(x, Side(), False)
+        features = Norm(eps=EPS, name="norm")(x[:, 1:]).astype(jnp.float32)
+        return features, (first, *seen) if shows else None
 
 
 class Block(nn.Module):
@@ -76,6 +93,7 @@ class Block(nn.Module):
     head_dim: int
     mlp: str
     dtype: Any
+    shows: bool
 
     @nn.compact
     def __call__(self, x, side, train=False):
@@ -84,7 +102,8 @@ class Block(nn.Module):
         y, _ = SelfAttention(self.head_dim, None, EPS, BIASES, self.dtype, name="attn")(y, side)
         x = x + scale("scale1") * y
         y = FeedForward(self.mlp, None, True, self.dtype, name="mlp")(Norm(eps=EPS, name="norm2")(x))
-        return x + scale("scale2") * y, None
+        x = x + scale("scale2") * y
+        return x, x if self.shows else None
 
 
 def resize(images, size):
@@ -94,10 +113,12 @@ def resize(images, size):
     """
     if images.dtype != jnp.uint8:
         raise ValueError(f"A tower takes uint8 pictures, as a batch holds them, not {images.dtype}.")
-    x = images.astype(jnp.float32)
-    if x.shape[1:3] == (size, size):
-        return x
-    return jnp.clip(jax.image.resize(x, (len(x), size, size, x.shape[3]), "cubic"), 0, 255)
+    return jnp.clip(at_size(images.astype(jnp.float32), size), 0, 255)
+
+
+def at_size(x, size):
+    """The same of floats, which may leave their range."""
+    return x if x.shape[1:3] == (size, size) else jax.image.resize(x, (len(x), size, size, x.shape[3]), "cubic")
 
 
 def positions(table, grid, wanted):
