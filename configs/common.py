@@ -62,14 +62,11 @@ def small_gpt(tokenizer, classes=10, grid=None, **model):
     tokenizer: its workdir below runs. grid: see GeneratorTask. model: fields of generate.ar.AR.
     """
     model = dict(name="generate.ar.AR", width=128, depth=4, block=dict(head_dim=32), classes=classes) | model
-    config = base()
-    config.update(
+    config = small(
         total_steps=2000,
         batch_size=64,
-        ema=0.995,
         schedule=dict(peak_lr=2e-3, warmup=50, end=0.01),
         optimizer=dict(b2=0.98, weight_decay=0.05, clip=1.0),
-        data=emoji(),
         task=generator_task(model, f"runs/{tokenizer}", (dict(title="its class", guidance=1.5),)),
     )
     if grid:
@@ -96,6 +93,23 @@ def large_gpt(tokenizer, peak_lr, grid=None, **model):
         optimizer=dict(b2=0.95, weight_decay=0.05, clip=1.0),
         data=codes(f"runs/codes_{tokenizer}", batch_size=256),
     )
+    return config
+
+
+CNN = dict(sharding=FSDP, batch_size=16, schedule=dict(peak_lr=2e-3, warmup=50, end=0.01))  # keys of `small`
+
+
+def small(**keys):
+    """A run of minutes on the emoji; keys: all in which it differs from a transformer's."""
+    config = base()
+    config.update(
+        total_steps=2500,
+        batch_size=32,
+        ema=0.995,
+        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
+        data=emoji(),
+    )
+    config.update(keys)
     return config
 
 

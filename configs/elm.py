@@ -40,15 +40,9 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.FSDP,
-        total_steps=2500,
-        batch_size=16,
-        ema=0.995,
-        schedule=dict(peak_lr=2e-3, warmup=50, end=0.01),
+    return common.small(
+        **common.CNN,
         optimizer=common.adversarial_adamw(b2=0.99, weight_decay=0.0),
-        data=common.emoji(),
         task=common.tokenizer_task(
             vqgan((6, 6), 32, channels=(16, 32, 64), blocks=1, groups=8),
             losses=losses(common.gan(features=16, layers=2, weight=0.02, start=1500)),
@@ -56,7 +50,6 @@ def small():
             samplers=(dict(title="one pass"),),
         ),
     )
-    return config
 
 
 def tiny():

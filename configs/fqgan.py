@@ -36,15 +36,9 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.FSDP,
-        total_steps=2500,
-        batch_size=16,
-        ema=0.995,
-        schedule=dict(peak_lr=2e-3, warmup=50, end=0.01),
+    return common.small(
+        **common.CNN,
         optimizer=dict(b2=0.95, clip=1.0),
-        data=common.emoji(),
         task=task(
             fqgan(
                 BRANCHES,
@@ -57,7 +51,6 @@ def small():
             places=64,
         ),
     )
-    return config
 
 
 def tiny():

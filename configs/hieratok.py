@@ -31,18 +31,10 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.SHARDING,
-        total_steps=2500,
-        batch_size=32,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
+    return common.small(
         optimizer=dict(b2=0.99, weight_decay=0.01, clip=1.0),
-        data=common.emoji(),
         task=task(SMALL, losses()),
     )
-    return config
 
 
 def tiny():
@@ -53,7 +45,6 @@ def tiny():
 
 def published(perceptual):
     config = common.published(
-        sharding=common.SHARDING,
         total_steps=250_000,
         batch_size=256,
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),

@@ -38,15 +38,10 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.SHARDING,
+    return common.small(
         total_steps=3000,
         batch_size=64,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
         optimizer=dict(b2=0.98, weight_decay=0.05, clip=1.0),
-        data=common.emoji(),
         task=common.tokenizer_task(
             model(32, patch=8, tokens=16, bits=24, encoder=(128, 2), decoder=(128, 4)),
             losses=losses(),
@@ -54,7 +49,6 @@ def small():
             samplers=(dict(title="one pass"),),
         ),
     )
-    return config
 
 
 def tiny():
@@ -67,7 +61,6 @@ def tiny():
 def published(perceptual):
     config = common.base()
     config.update(
-        sharding=common.SHARDING,
         total_steps=500_000,
         batch_size=4096,
         ema=0.9999,

@@ -24,15 +24,11 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
+    return common.small(
         sharding=common.FSDP,
-        total_steps=2500,
         batch_size=16,
-        ema=0.995,
         schedule=dict(peak_lr=3e-3, warmup=50, end=0.01),
         optimizer=dict(b2=0.99, weight_decay=0.01, clip=1.0),
-        data=common.emoji(),
         task=common.tokenizer_task(
             kl_vae(latent_channels=4, channels=(16, 32, 64), blocks=1, groups=8),
             losses=losses("l2", kl=1e-6),
@@ -40,7 +36,6 @@ def small():
             samplers=(dict(title="mean"),),
         ),
     )
-    return config
 
 
 def tiny():

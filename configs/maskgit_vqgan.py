@@ -28,15 +28,9 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.FSDP,
-        total_steps=2500,
-        batch_size=16,
-        ema=0.995,
-        schedule=dict(peak_lr=2e-3, warmup=50, end=0.01),
+    return common.small(
+        **common.CNN,
         optimizer=common.adversarial_adamw(b2=0.99, weight_decay=0.01),
-        data=common.emoji(),
         task=common.tokenizer_task(
             vqgan(codes=512, width=8, channels=(16, 32, 64), groups=8, revive=1.0),
             losses=losses(common.gan(features=16, layers=2, weight=0.02, start=1500)),
@@ -44,7 +38,6 @@ def small():
             samplers=(dict(title="one pass"),),
         ),
     )
-    return config
 
 
 def tiny():

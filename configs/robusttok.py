@@ -40,18 +40,11 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        sharding=common.SHARDING,
+    return common.small(
         total_steps=3000,
-        batch_size=32,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
         optimizer=dict(b2=0.99, weight_decay=0.01, clip=1.0),
-        data=common.emoji(),
         task=task(SMALL, dict(alpha=1.0, beta=0.5, delta=16), losses()),
     )
-    return config
 
 
 def tiny():
@@ -66,7 +59,6 @@ def published(perceptual, critic):
     adaptive = dict(adaptive="decoder/head/kernel", lecam_of="logits")
     gan, init_from = common.dino_gan(critic, weight=0.5, start=56 * steps, lecam=0.001, term=adaptive)
     config = common.published(
-        sharding=common.SHARDING,
         total_steps=200 * steps,
         batch_size=1024,
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),

@@ -33,17 +33,12 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
+    return common.small(
         total_steps=3000,
         batch_size=64,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
         optimizer=dict(b2=0.99, weight_decay=0.05, clip=1.0, decay=DECAY),
-        data=common.emoji(),
         task=task(titok(32, (128, 3), (128, 3), tokens=16, channels=8, codes=512, patch=8, **SMALL), losses(codes=512)),
     )
-    return config
 
 
 def tiny():

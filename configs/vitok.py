@@ -35,17 +35,10 @@ def get_config(variant=""):
 
 
 def small():
-    config = common.base()
-    config.update(
-        total_steps=2500,
-        batch_size=32,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3, warmup=100, end=0.01),
+    return common.small(
         optimizer=dict(b2=0.99, weight_decay=1e-4, clip=1.0),
-        data=common.emoji(),
         task=task(32, SMALL, losses(32, SMALL)),
     )
-    return config
 
 
 def tiny():

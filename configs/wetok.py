@@ -51,15 +51,9 @@ def get_config(variant=""):
 
 
 def small(generative=False):
-    config = common.base()
-    config.update(
-        sharding=common.FSDP,
-        total_steps=1000 if generative else 2500,
-        batch_size=16,
-        ema=0.995,
-        schedule=dict(peak_lr=1e-3 if generative else 2e-3, warmup=50, end=0.01),
+    config = common.small(
+        **common.CNN,
         optimizer=common.adversarial_adamw(b1=0.5, b2=0.9),
-        data=common.emoji(),
         task=task(
             dict(channels=(16, 32, 64), blocks=1, groups=8),
             bits=(8, 8),
@@ -69,7 +63,7 @@ def small(generative=False):
         ),
     )
     if generative:  # it begins with the weights of the first stage, the critic's too
-        config.init_from = (dict(path="runs/wetok"),)
+        config.update(total_steps=1000, schedule=dict(peak_lr=1e-3), init_from=(dict(path="runs/wetok"),))
     return config
 
 
