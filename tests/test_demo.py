@@ -16,8 +16,6 @@ from jaxtok.data.images import BadRecord
 from jaxtok.data.shapes import Shapes
 from tests import browser, runs
 
-pytestmark = pytest.mark.slow
-
 TEST_PICTURES = {"size": 16, "split": "test", "n": 12}  # the tiny run's
 
 

@@ -21,8 +21,6 @@ from jaxtok.checkpoint import Checkpoints
 from tests import runs
 from tests.test_evaluate import patch_weights
 
-pytestmark = pytest.mark.slow
-
 PAGE = (runs.ROOT / "docs/faq.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.M | re.S)
 FENCES = [code.replace("\\\n", " ").strip() for language, code in BLOCKS if not language]

@@ -183,7 +183,6 @@ open(sys.argv[-1].strip("-"), "w").write(" ".join(noted))
     assert [(tmp_path / f"process={i}").read_text() for i in range(2)] == ["SIGTERM", "SIGTERM"]
 
 
-@pytest.mark.slow
 def test_two_processes_for_real_have_the_losses_of_one(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))

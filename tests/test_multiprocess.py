@@ -194,7 +194,6 @@ def test_sigterm_to_both_of_two_at_different_steps_then_one_process_goes_on(whol
     same(tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_kill_9_of_one_of_two_ends_the_other_then_four_go_on(whole, tmp_path):
     with run(2, tmp_path, hold={1: 7}) as (first, second):
         wait_until(
@@ -213,7 +212,6 @@ def test_kill_9_of_one_of_two_ends_the_other_then_four_go_on(whole, tmp_path):
     same(tmp_path, whole)
 
 
-@pytest.mark.slow
 def test_a_save_that_fails_in_one_process_ends_both(tmp_path):
     with run(2, tmp_path, full=1) as processes:
         said = [process.communicate(timeout=4 * distributed.HEARTBEAT)[0] for process in processes]

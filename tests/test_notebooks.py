@@ -8,8 +8,6 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
-
 FOLDER = runs.ROOT / "docs" / "notebooks"
 TINY = 'REPOSITORY, VARIANT, STEPS, WORKDIR = "", "tiny", 6, "runs/tiny"\n'
 # Of each: what takes the place of its parameters, and what must hold when it has run.

@@ -29,8 +29,6 @@ from jaxtok.eval.reconstruction import psnr
 from jaxtok.structs import Codes
 from tests import runs
 
-pytestmark = pytest.mark.slow
-
 COUNTS = (1, 2, 4, 8)
 
 
@@ -74,6 +72,7 @@ def plain(tmp_path_factory):
     return learn(tmp_path_factory.mktemp("plain"), False)
 
 
+@pytest.mark.slow
 def test_every_token_adds_and_few_say_more_than_without_the_drop(drops, plain):
     ordered, control = ([m[f"psnr/one pass@{k}"] for k in COUNTS] for m in (drops[1], plain[0]))
     assert all(more > less for less, more in zip(ordered, ordered[1:], strict=False))
@@ -81,12 +80,14 @@ def test_every_token_adds_and_few_say_more_than_without_the_drop(drops, plain):
     assert ordered[-1] > control[-1] - 2.5
 
 
+@pytest.mark.slow
 def test_the_first_tokens_matter_more_than_the_last(drops):
     _, metrics, apply, images = drops
     first, last = swapped(apply, images, 0), swapped(apply, images, 6)
     assert first < last and last <= metrics["psnr/one pass@8"] + 0.05
 
 
+@pytest.mark.slow
 def test_loaded_its_first_codes_alone_make_the_same_picture(drops):
     """Codes that are cut off, in a bucket of so many, and codes that are masked."""
     workdir, _, apply, images = drops

@@ -18,13 +18,10 @@ the true codes. The tests train seed 0, where the gain is least.
 import sys
 
 import jax
-import pytest
 
 from configs import robusttok
 from jaxtok.quantizers.perturb import perturb
 from tests import fits
-
-pytestmark = pytest.mark.slow
 
 MODEL = dict(size=16, patch=4, tokens=16, channels=8, codes=64, sizes=(64, 1), head_dim=32)
 DELTA = 8

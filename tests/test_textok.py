@@ -26,8 +26,6 @@ from jaxtok.eval.reconstruction import psnr
 from jaxtok.tasks import NO_TEXT, OTHER_TEXT
 from tests import fits
 
-pytestmark = pytest.mark.slow
-
 BOTH = ("encoder", "decoder")
 
 
@@ -65,11 +63,13 @@ def arms():
     return {(tokens, text): learn(tokens, float(not text)) for tokens in (1, 8) for text in (True, False)}
 
 
+@pytest.mark.slow
 def test_a_text_gains_most_where_tokens_are_fewest(arms):
     gain = {n: arms[n, True][0] - arms[n, False][1] for n in (1, 8)}
     assert gain[1] > 0.3 and gain[8] < gain[1] - 0.3
 
 
+@pytest.mark.slow
 def test_another_pictures_text_costs(arms):
     right, _, wrong = arms[1, True]
     assert right > wrong + 0.5

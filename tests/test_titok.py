@@ -22,8 +22,6 @@ from jaxtok.pretrained import maskgit_vqgan as maskgit_weights
 from jaxtok.pretrained import titok as titok_weights
 from tests import runs
 
-pytestmark = pytest.mark.slow
-
 
 def learner(tokens, steps, seed=0):
     """A run of a small TiTok on shapes."""
@@ -53,6 +51,7 @@ def learn(workdir, seed=0):
     return metrics["psnr/one pass@8"], turned(config, workdir), metrics["psnr/another picture's codes"]
 
 
+@pytest.mark.slow
 def test_tokens_are_read_in_order(tmp_path):
     """A decoder that pools its tokens would not mind if they changed places."""
     right, moved, others = learn(tmp_path)
@@ -102,6 +101,7 @@ def flat(tree):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+@pytest.mark.slow
 def test_the_first_stage_learns_the_codes_and_leaves_their_decoder_alone(two_stages):
     there = Checkpoints(two_stages / "vqgan").restore_params()
     ours = Checkpoints(two_stages / "codes").restore_params()
@@ -113,6 +113,7 @@ def test_the_first_stage_learns_the_codes_and_leaves_their_decoder_alone(two_sta
     assert set(tower) == {"encoder", "quantizer"}
 
 
+@pytest.mark.slow
 def test_the_second_stage_moves_the_decoder_and_neither_encoder_nor_codebook(two_stages):
     first = Checkpoints(two_stages / "codes").restore_params()
     second = Checkpoints(two_stages / "pixels").restore_params()

@@ -24,8 +24,6 @@ from jaxtok.decoders.cnn import CNN
 from jaxtok.structs import Codes
 from tests import runs
 
-pytestmark = pytest.mark.slow
-
 TRUNK = dict(channels=(8, 16, 16), blocks=1, groups=4)
 ARMS = {"4 bits": ((4,), 1.0), "16 bits": ((8, 8), 1.0), "16 bits, no entropies": ((8, 8), 0.0)}
 
@@ -63,15 +61,18 @@ def found(folders):
     return {arm: learn(folders[arm], *ARMS[arm]) for arm in ARMS}
 
 
+@pytest.mark.slow
 def test_more_bits_show_more(found):
     assert found["16 bits"][0] > found["4 bits"][0] + 0.5
 
 
+@pytest.mark.slow
 def test_the_entropies_keep_codes_in_use_and_every_bit_alive(found):
     assert found["16 bits"][2] > 0.9
     assert found["16 bits"][1] > found["16 bits, no entropies"][1] + 0.1
 
 
+@pytest.mark.slow
 def test_the_second_stage_begins_with_the_pictures_of_the_first(found, folders, tmp_path):
     """Before its first step, whatever the noise; then the noise shows, and the encoder is what it was."""
     config = config_of((8, 8), 1.0, generative=True)
