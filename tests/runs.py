@@ -36,10 +36,10 @@ def changed(config, **changes):
     return config
 
 
-def alone(config, workdir):
-    """The metrics of a run on one device: eight fake ones on two cores only cost time where there is much to train."""
+def alone(config, workdir, devices=1):
+    """The metrics of a run on few devices: eight fake ones on two cores only cost time where there is much to train."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:1]))
+        patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:devices]))
         return train.train(config, workdir)
 
 

@@ -17,6 +17,8 @@ from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
 from tests import runs
 
+train_on_two = functools.partial(runs.alone, devices=2)  # which is a mesh: tests/test_train.py has others
+
 
 def load(name):
     return importlib.import_module(f"configs.{name}")
@@ -25,7 +27,7 @@ def load(name):
 def first(workdir, folder):
     """A run of the tiny config that another one's workdir is named after, runs/NAME_tiny, in `folder`; its path."""
     path = folder / Path(workdir).name
-    train.train(load(path.name.removesuffix("_tiny")).get_config("tiny"), path)
+    train_on_two(load(path.name.removesuffix("_tiny")).get_config("tiny"), path)
     return str(path)
 
 
@@ -36,12 +38,12 @@ def test_tiny_goes_the_whole_way(name, tmp_path):
         config.task.tokenizer = first(config.task.tokenizer, tmp_path)
     config.init_from = tuple(dict(source, path=first(source["path"], tmp_path)) for source in config.init_from)
     tmp_path /= "run"
-    metrics = train.train(config, tmp_path)
+    metrics = train_on_two(config, tmp_path)
     assert metrics and all(np.isfinite(v) for v in metrics.values())
     losses = runs.logged(tmp_path)
     if "ema" in Checkpoints(tmp_path).shapes():  # something trains
         assert losses[config.total_steps] < losses[min(losses)]
-    assert train.train(config, tmp_path) == pytest.approx(metrics)  # finished: restored, evaluated, nothing trained
+    assert train_on_two(config, tmp_path) == pytest.approx(metrics)  # finished: restored, evaluated, nothing trained
     if "tokenizer" in config.task:
         return
 

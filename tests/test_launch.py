@@ -1,5 +1,6 @@
 """Every launch script prints what it would run, exactly; the local one runs for real, as two processes."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -167,6 +168,9 @@ open(sys.argv[-1].strip("-"), "w").write(" ".join(noted))
         ["bash", ROOT / "launch/local.sh"],
         env=os.environ | {"PROCESSES": "2", "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # where tests run in the background it is ignored
     )
     try:
         end = time.monotonic() + 60
@@ -179,7 +183,8 @@ open(sys.argv[-1].strip("-"), "w").write(" ".join(noted))
             script.send_signal(number)
         assert script.wait(60) == 0
     finally:
-        script.kill()
+        with contextlib.suppress(ProcessLookupError):  # all have ended, as they should
+            os.killpg(script.pid, signal.SIGKILL)
     assert [(tmp_path / f"process={i}").read_text() for i in range(2)] == ["SIGTERM", "SIGTERM"]
 
 
