@@ -10,7 +10,7 @@ from PIL import Image
 
 import jaxtok
 from configs import ar_flextok
-from jaxtok import demo, train
+from jaxtok import demo
 from jaxtok.data.emoji import ATTRIBUTION
 from jaxtok.data.images import BadRecord
 from jaxtok.data.shapes import Shapes
@@ -22,7 +22,7 @@ TEST_PICTURES = {"size": 16, "split": "test", "n": 12}  # the tiny run's
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train(runs.tiny(), path)
+    runs.alone(runs.tiny(), path)
     return path
 
 
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory):
 def generator(tokenizer):
     config = ar_flextok.get_config("tiny")
     config.task.tokenizer = str(tokenizer)
-    train.train(config, tokenizer.parent / "ar")
+    runs.alone(config, tokenizer.parent / "ar")
     return tokenizer.parent / "ar"
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import flextok
 from jaxtok import evaluate as command
-from jaxtok import tasks, train
+from jaxtok import tasks
 from jaxtok.eval import frechet
 from jaxtok.eval.reconstruction import psnr
 from jaxtok.hub import load
@@ -29,7 +29,7 @@ from tests import runs
 def workdir(tmp_path_factory):
     """A tiny run whose held-out pictures end in the middle of a batch."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train(runs.tiny(), path)
+    runs.alone(runs.tiny(), path)
     return path
 
 

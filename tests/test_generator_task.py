@@ -10,7 +10,7 @@ from PIL import Image
 
 import jaxtok
 from configs import ar_flextok, kl_vae
-from jaxtok import checkpoint, evaluate, train
+from jaxtok import checkpoint, evaluate
 from jaxtok.build import build
 from jaxtok.data.sources import Tokenized
 from jaxtok.eval import generation
@@ -26,7 +26,7 @@ CLASSES = 40
 def tokenizer(tmp_path_factory):
     """Workdir of a tiny tokenizer."""
     path = tmp_path_factory.mktemp("tokenizer")
-    train.train(runs.tiny(total_steps=2), path)
+    runs.alone(runs.tiny(total_steps=2), path)
     return path
 
 
@@ -57,12 +57,12 @@ def from_disk(config, codes):
 @pytest.fixture(scope="module")
 def run(tokenizer, codes, tmp_path_factory):
     path = tmp_path_factory.mktemp("ar")
-    train.train(from_disk(config(tokenizer), codes), path)
+    runs.alone(from_disk(config(tokenizer), codes), path)
     return path
 
 
 def test_codes_from_disk_train_as_those_made_on_the_fly(tokenizer, run, tmp_path):
-    metrics = train.train(config(tokenizer), tmp_path)
+    metrics = runs.alone(config(tokenizer), tmp_path)
     assert runs.logged(tmp_path) == pytest.approx(runs.logged(run), rel=1e-5)
     assert metrics["bits a token"] == pytest.approx(metrics["loss"] / np.log(2))
     assert (tmp_path / "samples.png").exists()
@@ -87,7 +87,7 @@ def test_the_tokenizer_is_frozen_and_written_once(tokenizer, run):
 )
 def test_a_model_that_does_not_fit_the_codes_is_refused(tokenizer, codes, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
-        train.train(from_disk(config(tokenizer, **change), codes), tmp_path)
+        runs.alone(from_disk(config(tokenizer, **change), codes), tmp_path)
     assert not (tmp_path / "config.json").exists()
 
 
@@ -102,9 +102,9 @@ def test_codes_of_another_tokenizer_are_refused(tokenizer, codes, tmp_path):
 
 def test_a_tokenizer_refuses_codes_and_a_generator_a_missing_tokenizer(tokenizer, codes, tmp_path):
     with pytest.raises(ValueError, match="a tokenizer trains on pictures"):
-        train.train(from_disk(runs.tiny(), codes), tmp_path)
+        runs.alone(from_disk(runs.tiny(), codes), tmp_path)
     with pytest.raises(FileNotFoundError, match="task.tokenizer: there is no .*nowhere.*config.json"):
-        train.train(config(tmp_path / "nowhere"), tmp_path / "ar")
+        runs.alone(config(tmp_path / "nowhere"), tmp_path / "ar")
 
 
 MASKED = dict(width=32, depth=2, length=8, classes=CLASSES, vocabulary=64_000, block=dict(head_dim=16))
@@ -120,7 +120,7 @@ def test_the_loop_trains_every_paradigm(kind, tokenizer, codes, tmp_path):
     changed = from_disk(config(tokenizer), codes)
     changed.task.samplers = (dict(title="sample", **model.pop("sampler")),)
     changed.task.model = model
-    train.train(changed, tmp_path)
+    runs.alone(changed, tmp_path)
     losses = runs.logged(tmp_path)
     assert losses[6] < losses[1]
     assert jaxtok.load(tmp_path).sample([0], seed=1).shape == (1, 8)
@@ -131,7 +131,7 @@ def test_text_is_read_by_a_tower_that_trains_with_the_run(tokenizer, codes, tmp_
     for split in ("train", "eval"):
         changed.data[split].transforms = (dict(name="data.transforms.caption_bytes", length=24),)
     changed.task.text_tower = dict(name="encoders.text.TextTransformer", width=32, depth=1, length=24)
-    train.train(changed, tmp_path)
+    runs.alone(changed, tmp_path)
     losses = runs.logged(tmp_path)
     assert losses[6] < losses[1]
     state = checkpoint.Checkpoints(tmp_path)
@@ -147,14 +147,14 @@ def test_text_is_read_by_a_tower_that_trains_with_the_run(tokenizer, codes, tmp_
 def test_flow_over_the_latents_of_a_vae(tmp_path):
     vae = kl_vae.get_config("tiny")
     vae.total_steps = 2
-    train.train(vae, tmp_path / "vae")
+    runs.alone(vae, tmp_path / "vae")
     changed = config(tmp_path / "vae")
     changed.task.decoder, changed.sharding = {}, ((r".*", "fsdp"),)
     changed.task.samplers = (dict(title="sample", steps=2, guidance=2.0),)
     changed.task.model = dict(
         name="generate.flow.Flow", shape=(8, 8, 4), width=32, depth=2, classes=CLASSES, block=dict(head_dim=16)
     )
-    train.train(changed, tmp_path / "flow")
+    runs.alone(changed, tmp_path / "flow")
     losses = runs.logged(tmp_path / "flow")
     assert losses[6] < losses[1]
     generator = jaxtok.load(tmp_path / "flow")

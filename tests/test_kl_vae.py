@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from configs import flextok, kl_vae
-from jaxtok import train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from tests import runs
@@ -17,7 +16,7 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("kl_vae")
     config = kl_vae.get_config("tiny")
     config.update(total_steps=100, log_every=50, ema=0.9, checkpoint=dict(every=100))
-    metrics = train.train(config, workdir)
+    metrics = runs.alone(config, workdir)
     return workdir, metrics, runs.logged(workdir, "codes/std")[100]
 
 
@@ -42,7 +41,7 @@ def test_flextok_trains_on_its_latents(trained, tmp_path):
     )
     sizes = dict(latent_channels=4, channels=(8, 16), blocks=1, groups=4)
     config.task.model.codec = dict(name="codecs.vae.VAE", scaling_factor=float(1 / std), **sizes)
-    metrics = train.train(config, tmp_path)
+    metrics = runs.alone(config, tmp_path)
     assert all(np.isfinite(value) for value in metrics.values())
 
     checkpoints = Checkpoints(tmp_path / "frozen")

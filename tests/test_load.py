@@ -14,7 +14,7 @@ from flax import traverse_util
 
 import jaxtok
 from configs import kl_vae
-from jaxtok import bound, convert, sharding, train
+from jaxtok import bound, convert, sharding
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.init_from import graft
@@ -339,7 +339,7 @@ def test_a_converted_codec_is_that_of_a_run(tmp_path, capsys):
     config.task.model.codec = spec
     config.task.model.encoder.patch = config.task.model.decoder.patch = 1
     config.task.model.decoder.shape = (2, 2, 4)  # 16 px by the codec's factor of 8
-    train.train(config, workdir)
+    runs.alone(config, workdir)
     tokenizer = jaxtok.load(workdir)
     codec = tokenizer.variables["params"]["codec"]
     for ours, theirs in (

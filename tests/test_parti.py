@@ -103,8 +103,8 @@ def test_the_second_stage_leaves_the_codes_as_they_are(one_device, tmp_path):
     (source,) = config.init_from
     assert source["path"] == "runs/parti_tiny"
     config.init_from = (dict(path=str(one_device), rules=source["rules"]),)
-    train.train(config, tmp_path / "second")
-    train.train(tiny(init_from=(dict(path=str(one_device)),)), tmp_path / "control")
+    runs.alone(config, tmp_path / "second")
+    runs.alone(tiny(init_from=(dict(path=str(one_device)),)), tmp_path / "control")
     held_out = fits.emoji("test")["image"]
     latents = {}
     for name, workdir in (("first", one_device), ("second", tmp_path / "second"), ("control", tmp_path / "control")):

@@ -18,13 +18,13 @@ import pytest
 
 import jaxtok
 from configs import ar_flextok, textok, titok
-from jaxtok import evaluate, tokenize, train
+from jaxtok import evaluate, tokenize
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data.shapes import Shapes
 from jaxtok.eval.reconstruction import psnr
 from jaxtok.tasks import NO_TEXT, OTHER_TEXT
-from tests import fits
+from tests import fits, runs
 
 BOTH = ("encoder", "decoder")
 
@@ -144,17 +144,17 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("textok")
     config = textok.get_config("tiny")
     config.total_steps = 4
-    return workdir, train.train(config, workdir)
+    return workdir, runs.alone(config, workdir)
 
 
 def test_a_frozen_tower_needs_weights_and_keeps_them(run, tmp_path):
     config = textok.get_config("tiny")
     config.total_steps, config.task.frozen = 2, ("text_tower",)
     with pytest.raises(ValueError, match="frozen parameters have no weights .text_tower/"):
-        train.train(config, tmp_path / "without")
+        runs.alone(config, tmp_path / "without")
     rules = ((r"text_tower/.*", r"\g<0>"), (r".*", None))
     config.init_from = (dict(path=str(run[0]), rules=rules),)
-    train.train(config, tmp_path / "with")
+    runs.alone(config, tmp_path / "with")
     kept = Checkpoints(tmp_path / "with" / "frozen").restore_params(which="frozen")["text_tower"]
     jax.tree.map(np.testing.assert_array_equal, kept, Checkpoints(run[0]).restore_params()["text_tower"])
     assert "text_tower" not in Checkpoints(tmp_path / "with").restore_params()
@@ -183,7 +183,7 @@ def test_data_without_texts_are_refused(tmp_path):
     config = textok.get_config("tiny")
     config.data.train.transforms = config.data.eval.transforms = ()
     with pytest.raises(ValueError, match="the data bring none: add .*caption_bytes"):
-        train.train(config, tmp_path)
+        runs.alone(config, tmp_path)
 
 
 def test_what_hands_no_text_says_so(run, tmp_path):
@@ -194,7 +194,7 @@ def test_what_hands_no_text_says_so(run, tmp_path):
     generator = ar_flextok.get_config("tiny")
     generator.task.tokenizer = str(run[0])
     with pytest.raises(ValueError, match="reads texts, and a generator hands it none"):
-        train.train(generator, tmp_path / "generator")
+        runs.alone(generator, tmp_path / "generator")
 
 
 def test_a_model_that_needs_a_text_and_gets_none_says_so(models):

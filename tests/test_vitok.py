@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from configs import vitok
-from jaxtok import hub, train
+from jaxtok import hub
 from tests import fits, runs
 
 MODEL = dict(channels=8, patch=4, encoder=(64, 1, 32), decoder=(64, 1, 32))
@@ -71,7 +71,7 @@ def test_pictures_of_another_size_need_no_training(base):
 
 def test_the_second_stage_leaves_the_codes_as_they_are(tmp_path):
     """Bit by bit, with a critic beside the decoder; the control trains the encoder too."""
-    train.train(vitok.get_config("tiny"), tmp_path / "first")
+    runs.alone(vitok.get_config("tiny"), tmp_path / "first")
     for name in ("second", "control"):
         config = vitok.get_config("tiny_decoder")
         (source,) = config.init_from
@@ -79,7 +79,7 @@ def test_the_second_stage_leaves_the_codes_as_they_are(tmp_path):
         config.init_from = (dict(path=str(tmp_path / "first"), rules=source["rules"]),)
         if name == "control":
             config.task.frozen = ()
-        train.train(config, tmp_path / name)
+        runs.alone(config, tmp_path / name)
     latents = {}
     for name in ("first", "second", "control"):
         model, variables = hub.restore(tmp_path / name, None)
