@@ -6,6 +6,7 @@ elsewhere (tests/conftest.py): over hundreds of steps they pay, and the threshol
 
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,9 @@ from jaxtok.eval.reconstruction import psnr
 from jaxtok.tasks import merge
 from jaxtok.train import init_state, train_step
 
-OPTIONS = {"xla_backend_optimization_level": "1", "xla_cpu_use_fusion_emitters": True}
+OPTIONS = {"xla_backend_optimization_level": "1"}
+if "fusion_emitters=false" in os.environ.get("XLA_FLAGS", ""):
+    OPTIONS["xla_cpu_use_fusion_emitters"] = True
 jit = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
