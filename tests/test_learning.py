@@ -70,10 +70,12 @@ def best_constant():
     return float(np.mean(-10 * np.log10(errors)))
 
 
+@pytest.mark.slow
 def test_it_beats_every_constant_picture(nested):
     assert nested["psnr/one step@8"] > best_constant() + 3
 
 
+@pytest.mark.slow
 def test_the_order_is_real(nested, plain):
     """That PSNR rises with k proves nothing, for it rises without nested dropout too; the level at small k does."""
     for k in (1, 4):
@@ -83,6 +85,7 @@ def test_the_order_is_real(nested, plain):
     assert nested["psnr/one step@1"] > nested["psnr/mean colour"]
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_the_codes(nested):
     assert nested["psnr/one step@8"] > nested["psnr/another picture's codes"] + 2.5
     assert nested["codes/distinct first tokens"] > 0.5
