@@ -111,8 +111,9 @@ def find(source) -> Path:
     """
     path = epath.Path(source).expanduser()  # of a bucket too, where runs may lie
     if path.exists():
-        runs = sorted(found.parent.name for found in path.glob("*/checkpoints"))
-        if runs and not (path / "checkpoints").is_dir():
+        if (path / "checkpoints").is_dir():
+            return path
+        if runs := sorted(found.parent.name for found in path.glob("*/checkpoints")):
             raise FileNotFoundError(f"{path} is a folder of workdirs: name one of them, {', '.join(runs)}.")
         return path
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)):

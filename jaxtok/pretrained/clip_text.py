@@ -4,7 +4,7 @@ The files are those of openai/clip-vit-* on the hub, or of others in that form: 
 left out, or its text model alone. `data.transforms.caption_words` makes ids with the tokenizer.json among them.
 """
 
-import re
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxtok.nn.decoder_block import Side, stack
 from jaxtok.nn.norm import Norm
-from jaxtok.pretrained.convert import AFFINE, LINEAR, OUT, Report, convert, rules_of
+from jaxtok.pretrained.convert import AFFINE, LINEAR, OUT, Report, convert, matching, rules_of
 
 LICENCE = "The weights of OpenAI's CLIP are under the MIT licence of its code; others of this form have their own."
 
@@ -119,7 +119,7 @@ def load(state_dict, published=None, shapes=None) -> tuple[dict, dict, Report]:
 
 def sizes(state_dict) -> dict:
     """The fields of the ClipText that these arrays are of, but for the heads. ValueError where they are no CLIP's."""
-    find = lambda regex: [(m, array.shape) for key, array in state_dict.items() if (m := re.fullmatch(regex, key))]
+    find = functools.partial(matching, state_dict)
     words, places, inside = map(find, (RULES[0][0], RULES[1][0], _LAYER + r"mlp\.fc1\.weight"))
     if not (words and places and inside):
         raise ValueError("These are no weights of CLIP's text model: see the head of jaxtok/pretrained/clip_text.py.")

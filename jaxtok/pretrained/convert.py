@@ -115,6 +115,11 @@ def unflatten(flat: dict[str, Any]) -> dict:
     return tree
 
 
+def matching(state_dict, regex) -> list[tuple[re.Match, tuple[int, ...]]]:
+    """(match, shape of the array) of each key that the regex matches whole: what says the sizes of a model."""
+    return [(m, array.shape) for key, array in state_dict.items() if (m := re.fullmatch(regex, key))]
+
+
 def unwrapped(tree: dict) -> dict:
     """The state dict that a file holds under "model", "state_dict" or "module", or the tree itself."""
     for key in ("model", "state_dict", "module"):

@@ -5,7 +5,7 @@ its encoder alone. T5 1.0, whose layers have no gate, is another model. `data.tr
 the tokenizer.json of such a repository.
 """
 
-import re
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from jaxtok.nn.decoder_block import stack
 from jaxtok.nn.linear import Linear
 from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import Norm
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import Report, convert, matching
 
 LICENCE = "The weights of T5 1.1 and Flan-T5 are under the Apache License 2.0."
 
@@ -157,7 +157,7 @@ def load(state_dict, published=None, shapes=None) -> tuple[dict, dict, Report]:
 
 def sizes(state_dict) -> dict:
     """The fields of the T5Encoder that these arrays are of. ValueError where they are no T5's with gates."""
-    find = lambda regex: [(m, array.shape) for key, array in state_dict.items() if (m := re.fullmatch(regex, key))]
+    find = functools.partial(matching, state_dict)
     words, tables, queries, gates = map(find, (RULES[0][0], _TABLE, _ATTENTION + r"q\.weight", _MLP + r"wi_0\.weight"))
     if not (words and tables and queries and gates):
         raise ValueError("These are no weights of T5 1.1 or Flan-T5: see the head of jaxtok/pretrained/t5.py.")

@@ -4,6 +4,7 @@ The files are `dinov2_vit{s,b,l,g}14_pretrain.pth` of the official repository, o
 `-base`, `-large` and `-giant` on the hub. Not those "with registers", which are other weights.
 """
 
+import functools
 import math
 import re
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtok.nn.linear import Linear
 from jaxtok.nn.mlp import FeedForward
 from jaxtok.nn.norm import Norm
 from jaxtok.nn.patch import patchify
-from jaxtok.pretrained.convert import Report, convert
+from jaxtok.pretrained.convert import Report, convert, matching
 
 LICENCE = "The weights of DINOv2 are under the Apache License 2.0."
 
@@ -196,7 +197,7 @@ def halved(state_dict) -> dict:
 
 def sizes(state_dict) -> dict:
     """The fields of the ViT that these arrays are of. ValueError where they are no DINOv2's."""
-    find = lambda regex: [(m, array.shape) for key, array in state_dict.items() if (m := re.fullmatch(regex, key))]
+    find = functools.partial(matching, state_dict)
     patch, table = find(_PATCH + "weight"), find(RULES[1][0])
     layers = [int(m[1]) for m, _ in find(_BLOCK + r"norm1\.weight")]
     if not (patch and table and layers) or find(r".*register_tokens"):
