@@ -76,13 +76,14 @@ def tiny():
 
 def published(size, perceptual, generative=False):
     channels, bits = SIZES[size]
+    first = (dict(path=f"runs/wetok_{size}{'' if perceptual else '_off'}"),)
     config = common.published(
         sharding=common.FSDP,
         total_steps=1_000_000,
         batch_size=128,
         schedule=dict(peak_lr=1e-4, end=0.1),
         optimizer=common.adversarial_adamw(b1=0.5, b2=0.9),
-        init_from=(dict(path=f"runs/wetok_{size}"),) if generative else common.LPIPS if perceptual else (),
+        init_from=first if generative else common.LPIPS if perceptual else (),
         task=task(
             dict(channels=channels, blocks=4, dtype="bfloat16"),
             bits=(8,) * (bits // 8),

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from configs import NAMES
-from jaxtok import hub, stages, train
+from jaxtok import hub, init_from, plan, stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
+from jaxtok.tasks import merge
 from tests import runs
 
 train_on_two = functools.partial(runs.alone, devices=2)  # which is a mesh: tests/test_train.py has others
@@ -74,3 +75,47 @@ def test_every_variant_builds_and_an_unknown_one_lists_them(name):
 def test_a_config_loads_without_jax():
     code = f"import sys; from configs import {', '.join(NAMES)}; assert not {{'jax', 'jaxtok'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, check=True, env={"PYTHONPATH": str(Path(runs.ROOT))})
+
+
+def source(workdir):
+    """(name, variant) of the config that a workdir of another one's is named after; None for a converted checkpoint."""
+    stem = Path(workdir).name
+    name = max((n for n in NAMES if stem == n or stem.startswith(f"{n}_")), key=len, default=None)
+    return name and (name, stem[len(name) + 1 :])
+
+
+def begins():
+    """(name, variant) of all published sizes that begin with the weights of a run of a config."""
+    for name in NAMES:
+        for variant in load(name).VARIANTS:
+            sources = load(name).get_config(variant).get("init_from", ())
+            if not variant.startswith("tiny") and any(source(s["path"]) for s in sources):
+                yield name, variant
+
+
+class Shapes:
+    """Checkpoints of a run that never was."""
+
+    def restore_params(self, which, abstract, whole):
+        return abstract
+
+
+@functools.cache
+def state(name, variant):
+    """The trees of a fresh run, as shapes."""
+    config = load(name).get_config(variant)
+    task = build(config.task)
+    return jax.eval_shape(task.init, jax.random.key(0), plan.batch_shapes(config, task))
+
+
+@pytest.mark.parametrize("name, variant", [*begins()])
+def test_what_a_variant_begins_with_fits_it(name, variant, monkeypatch):
+    """The run that its `init_from` names, by names and shapes alone: published sizes do not train here."""
+    trees = state(name, variant)
+    ours = functools.reduce(merge, trees.values())
+    for weights in load(name).get_config(variant).init_from:
+        if found := source(weights["path"]):
+            there = state(*found)
+            stored = [(Shapes(), which, tree) for which, tree in there.items() if tree]
+            monkeypatch.setattr(init_from, "stored_weights", lambda path, stored=stored: stored)
+            assert init_from.graft(ours, **weights)[1]
