@@ -56,10 +56,10 @@ def generator_task(model, tokenizer, samplers, decoder=None, **fields):
     return dict(name="tasks.GeneratorTask", **fields)
 
 
-def small_gpt(tokenizer, classes=10, grid=None, **model):
-    """The small run of a GPT over the codes of a tokenizer's run, made on the fly of the emoji.
+def small_generator(tokenizer, classes=10, grid=None, **model):
+    """The small run of a generator over the codes of a tokenizer's run, made on the fly of the emoji.
 
-    tokenizer: its workdir below runs. grid: see GeneratorTask. model: fields of generate.ar.AR.
+    tokenizer: its workdir below runs. grid: see GeneratorTask. model: fields, of generate.ar.AR where it has no name.
     """
     model = dict(name="generate.ar.AR", width=128, depth=4, block=dict(head_dim=32), classes=classes) | model
     config = small(
@@ -74,14 +74,14 @@ def small_gpt(tokenizer, classes=10, grid=None, **model):
     return config
 
 
-def tiny_gpt(tokenizer, grid=None, **model):
+def tiny_generator(tokenizer, grid=None, **model):
     """The same in seconds, on drawn shapes."""
-    return tiny(small_gpt(tokenizer, 40, grid, width=32, depth=2, block=dict(head_dim=16), **model))
+    return tiny(small_generator(tokenizer, 40, grid, width=32, depth=2, block=dict(head_dim=16), **model))
 
 
-def large_gpt(tokenizer, peak_lr, grid=None, **model):
+def large_generator(tokenizer, peak_lr, grid=None, **model):
     """A published size, of 1,000 classes, over the codes that jaxtok.tokenize wrote to runs/codes_TOKENIZER."""
-    config = small_gpt(tokenizer, 1000, grid, dtype="bfloat16", remat="full", **model)
+    config = small_generator(tokenizer, 1000, grid, dtype="bfloat16", remat="full", **model)
     epoch = 1_281_167 // 256
     config.update(
         total_steps=400 * epoch,
@@ -94,6 +94,15 @@ def large_gpt(tokenizer, peak_lr, grid=None, **model):
         data=codes(f"runs/codes_{tokenizer}", batch_size=256),
     )
     return config
+
+
+def gpts(tokenizer, sizes, peak_lr, **model):
+    """{"ar_NAME": a variant}: GPTs over it, of LlamaGen's kind; sizes: {name: (depth, width)}."""
+    model |= dict(block=dict(norm="rms"), position="rotary_2d", class_token=True)
+    return {
+        f"ar_{name}": lambda size=size: large_generator(tokenizer, peak_lr, depth=size[0], width=size[1], **model)
+        for name, size in sizes.items()
+    }
 
 
 CNN = dict(sharding=FSDP, batch_size=16, schedule=dict(peak_lr=2e-3, warmup=50, end=0.01))  # keys of `small`

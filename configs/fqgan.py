@@ -4,27 +4,38 @@
 
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests; dual,
 triple = 16 x 16 places, two or three books of 16,384 codes, on your own pictures of 256 px, with LPIPS (runs/lpips_vgg,
-see configs/llamagen_vq.py) and DINOv2 as teacher (runs/dinov2_l; of triple, runs/dinov2_s and runs/dinov2_b); dual_off,
-triple_off = without either:
+see configs/llamagen_vq.py) and DINOv2 as teacher (runs/dinov2_l; of triple, runs/dinov2_s and runs/dinov2_b); dual_f8,
+triple_f8 = 32 x 32 places; dual_off ... = without LPIPS and teacher:
 
     python -m jaxtok.pretrained.convert dinov2_vitl14_pretrain.pth --kind=vit --out=runs/dinov2_l
     python -m jaxtok.train --config=configs/fqgan.py:dual --workdir=runs/fqgan_dual \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
-Published (README): rFID 0.94 and PSNR 22.02 of dual, 0.76 and 22.73 of triple. Their code and weights are under CC
-BY-NC 4.0; what is here is our own, and they cannot be loaded.
+A GPT over the codes of dual, whose head predicts those of a place in turn:
+
+    python -m jaxtok.train --config=configs/fqgan.py:ar --workdir=runs/fqgan_ar
+    python -m jaxtok.generate --checkpoint=runs/fqgan_ar --labels=all --out=samples.png
+
+ar = over runs/fqgan, ar_tiny = over runs/fqgan_tiny, ar_b, ar_l = the published widths and depths over the codes of
+runs/fqgan_dual.
+
+Published (README): rFID 0.94 and PSNR 22.02 of dual, 0.76 and 22.73 of triple; at f8 0.32 and 0.24; gFID 3.38 (B), 3.08
+(L). Their code and weights are under CC BY-NC 4.0; what is here is our own, and they cannot be loaded.
 
 As published: LlamaGen's trunks, the branches, quantizers, losses and their weights, a critic from step 20,001, Adam at
 2e-4, 40 epochs of ImageNet in batches of 256. What differs: the teachers. Theirs are the class tokens of CLIP-L/14 in
-dual, of DINOv2-S and CLIP-B/16 in triple; here they are means over DINOv2's patches, L in dual, S and B in triple. The
-adversarial weight is fixed, EMA, betas, clipping and crops are ours, and the rate falls. The small ones have no LPIPS
-and no critic, and predict the picture's class, which their data know exactly.
+dual, of DINOv2-S and CLIP-B/16 in triple; here they are means over DINOv2's patches, L in dual, S and B in triple. EMA,
+clipping and crops are ours, and the rate falls. The head of the GPT is one layer a book, theirs a transformer of three
+or four, and how it trains is ours. The small ones have no LPIPS and no critic, and predict the picture's class, which
+their data know exactly.
 """
 
 from configs import common
 
 BRANCHES = ("visual", "semantic")
-LLAMAGEN = dict(channels=(128, 128, 256, 256, 512), blocks=2)
+CHANNELS = {"": (128, 128, 256, 256, 512), "_f8": (128, 256, 256, 512)}  # LlamaGen's
+GPTS = {"b": (24, 1024), "l": (36, 1280)}  # (depth, width)
+GRID = dict(position="rotary_2d", class_token=True)
 TEACHERS = {  # (name, width, depth) by branch
     "dual": {"semantic": ("l", 1024, 24)},
     "triple": {"semantic_mid": ("s", 384, 12), "semantic_high": ("b", 768, 12)},
@@ -63,7 +74,8 @@ def tiny():
     return config
 
 
-def published(which, towers):
+def published(which, size, towers):
+    trunk = dict(channels=CHANNELS[size], blocks=2, dtype="bfloat16")
     terms, init_from = {}, list(common.LPIPS if towers else ())
     for i, (branch, (name, width, depth)) in enumerate(TEACHERS[which].items(), 1):
         terms[branch] = common.OFF
@@ -82,11 +94,9 @@ def published(which, towers):
         optimizer=common.adversarial_adamw(b2=0.95),
         init_from=tuple(init_from),
         task=task(
-            fqgan(
-                ("visual", *TEACHERS[which]), 16384, 8, LLAMAGEN | dict(dtype="bfloat16"), dict(depth=6, between=256)
-            ),
+            fqgan(("visual", *TEACHERS[which]), 16384, 8, trunk, dict(depth=6, between=256)),
             losses(common.perceptual() if towers else common.OFF) | terms | dict(gan=gan),
-            places=256,
+            places=(256 >> len(trunk["channels"]) - 1) ** 2,
         ),
     )
     return config
@@ -132,11 +142,15 @@ def prediction(book, channels, head, **target):
     return dict(fn=dict(name="losses.contrastive.Prediction", head=head, **fields), weight=0.5)
 
 
-VARIANTS = {
-    "": small,
-    "tiny": tiny,
-    "dual": lambda: published("dual", True),
-    "dual_off": lambda: published("dual", False),
-    "triple": lambda: published("triple", True),
-    "triple_off": lambda: published("triple", False),
+VARIANTS = {"": small, "tiny": tiny}
+VARIANTS |= {
+    which + size + suffix: lambda which=which, size=size, towers=towers: published(which, size, towers)
+    for which in TEACHERS
+    for size in CHANNELS
+    for suffix, towers in (("", True), ("_off", False))
 }
+VARIANTS |= {
+    "ar": lambda: common.small_generator("fqgan", grid=(8, 8), vocabulary=(256, 256), length=64, **GRID),
+    "ar_tiny": lambda: common.tiny_generator("fqgan_tiny", grid=(8, 8), vocabulary=(32, 32), length=64, **GRID),
+}
+VARIANTS |= common.gpts("fqgan_dual", GPTS, 3e-4, grid=(16, 16), vocabulary=(16384, 16384), length=256)

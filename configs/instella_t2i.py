@@ -128,8 +128,8 @@ VARIANTS = {
     "tiny": tiny,
     "n128": lambda: published(True),
     "n128_off": lambda: published(False),
-    "diffusion": lambda: diffusion(common.small_gpt("instella_t2i", **SMALL)),
-    "diffusion_tiny": lambda: diffusion(common.tiny_gpt("instella_t2i_tiny", **TINY)),
-    "ar": lambda: common.small_gpt("instella_t2i", parallel=True, **SMALL),
-    "ar_tiny": lambda: common.tiny_gpt("instella_t2i_tiny", parallel=True, **TINY),
+    "diffusion": lambda: diffusion(common.small_generator("instella_t2i", **SMALL)),
+    "diffusion_tiny": lambda: diffusion(common.tiny_generator("instella_t2i_tiny", **TINY)),
+    "ar": lambda: common.small_generator("instella_t2i", parallel=True, **SMALL),
+    "ar_tiny": lambda: common.tiny_generator("instella_t2i_tiny", parallel=True, **TINY),
 }

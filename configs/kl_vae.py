@@ -5,7 +5,7 @@
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests; c4, c8,
 c16 = the size of Stable Diffusion and FlexTok, 32 x 32 tokens of 4, 8 or 16 channels, on your own pictures of 256 px:
 
-    python -m jaxtok.train --config=configs/kl_vae.py:c16 --workdir=runs/c16 \\
+    python -m jaxtok.train --config=configs/kl_vae.py:c16 --workdir=runs/kl_vae_c16 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
 What differs from the paper. Its pixel loss has a perceptual one beside it (LPIPS) and, from step 50,001 of the public

@@ -17,8 +17,8 @@ Published weights in the same modules (rFID by their README 2.19 at ds16, 0.59 a
 
 As published: architecture, quantizer and its weights, L2 and LPIPS at 1, a hinge GAN on patches at 0.5 from step
 20,001, Adam at 1e-4 with betas 0.9 and 0.95, either network clipped at 1, 40 epochs of ImageNet in batches of 128.
-Ours: EMA, the size of a crop, and a rate that falls; the critic's batch normalisation is over the whole batch. The
-small ones have no LPIPS, and fewer codes.
+Ours: EMA, and a rate that falls; the critic's batch normalisation is over the whole batch. The small ones have no
+LPIPS, and fewer codes.
 """
 
 from configs import common

@@ -13,8 +13,8 @@ base_off = without LPIPS, and a PatchGAN:
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
 In training, all tokens of some pictures become one of their nearest codes. The second command rebuilds held-out
-pictures from codes perturbed so and measures how far they fall: the paper's pFID where the extractor is Inception, else
-a Frechet distance that goes by the extractor's name (docs/metrics.md).
+pictures from codes perturbed so and measures how far they fall, by the distance of the paper's pFID on a grid of ours
+(docs/grid.md); it goes by the extractor's name.
 
 Published (README): rFID 1.02 and pFID 2.28, against 0.91 and 6.98 of a plain VQ of 4,096 codes. Their code and weights
 are for research only; what is here is our own, and they cannot be loaded.
@@ -25,7 +25,9 @@ shown pictures changed by DiffAugment, a hinge loss, LeCAM at 0.001, and an adap
 linear layer that makes the pixels. What differs: their encoder and decoder begin as DINOv2-B, with a class feature of
 it as a further target, at a rate of 3e-5; here both begin at random, at a rate of ours. The critic's heads and the
 blocks that they look at are ours, after StyleGAN-T (arXiv 2301.09515), and behind the pixels stands a 3x3. Neighbours
-are those of the code, as the paper says, and not those of the latent. The small ones have no LPIPS and no critic.
+are those of the code, as the paper says, and not those of the latent. There is no drop path (theirs: 0.1), latents have
+places of their own (theirs: those of the patches, and two vectors that tell latents from patches), and the critic's
+matrices do not decay (theirs: 5e-4). The small ones have no LPIPS and no critic.
 """
 
 from configs import common

@@ -27,7 +27,8 @@ README: rFID, on ImageNet without training on it, 3.95, 2.43, 1.53 for 32, 64, 1
 What differs from the papers. Texts are dropped from a tenth of the pictures in training, so that there is something to
 say of a picture without one. Of TexTok no code is public: T5-XL, its 128 tokens, patches of 8 px, widths, depths and
 channels are as reported by others; the weights of the losses, the critic and the optimizer are TiTok's, as of
-configs/titok.py, and so is LPIPS (runs/lpips_vgg). The small ones have L2 alone.
+configs/titok.py, whose other differences are also here, and so is LPIPS (runs/lpips_vgg). TA-TiTok's batch is its own,
+1,024. There are no sizes for 512 px. The small ones have L2 alone.
 """
 
 from configs import common, titok
@@ -59,17 +60,19 @@ def tiny():
     return captioned(config, BYTES | dict(length=24))
 
 
-def published(model, parts, tower):
+def published(model, parts, batch_size, tower):
     """A run of a published size. parts: who reads the text. tower: of TOWERS, "bytes", or "off" for no text."""
     if tower in TOWERS:
         spec, length = TOWERS[tower]
         config = titok.one_stage(reading(model, parts, spec | dict(dtype="bfloat16")))
         config.task.frozen = ("text_tower",)
         config.init_from = (*config.init_from, dict(path=f"runs/{tower}", rules=TOWER_RULES))
-        words = dict(name="data.transforms.caption_words", tokenizer=f"{tower}/tokenizer.json", length=length)
-        return captioned(config, words)
-    dropout = 1.0 if tower == "off" else 0.1
-    return captioned(titok.one_stage(reading(model, parts, byte_tower(384, length=128), dropout)), BYTES)
+        ids = dict(name="data.transforms.caption_words", tokenizer=f"{tower}/tokenizer.json", length=length)
+    else:
+        dropout = 1.0 if tower == "off" else 0.1
+        config, ids = titok.one_stage(reading(model, parts, byte_tower(384, length=128), dropout)), BYTES
+    config.batch_size = batch_size
+    return captioned(config, ids)
 
 
 def reading(model, parts, tower, dropout=0.1):
@@ -94,7 +97,9 @@ def textok(tokens):
     return titok.titok(256, *2 * [titok.SIZES["b"]], tokens, 8, None, patch=8, dtype="bfloat16", remat="full")
 
 
-SIZES = {f"n{tokens}": lambda tokens=tokens: (textok(tokens), ("encoder", "decoder")) for tokens in (32, 64, 128, 256)}
+SIZES = {
+    f"n{tokens}": lambda tokens=tokens: (textok(tokens), ("encoder", "decoder"), 256) for tokens in (32, 64, 128, 256)
+}
 TA_SIZES = {  # as of configs/titok.py
     "ta_bl32": ("bl", 32, 8192),
     "ta_bl64": ("bl", 64, 8192),
@@ -104,7 +109,7 @@ TA_SIZES = {  # as of configs/titok.py
     "ta_sl128_kl": ("sl", 128, None, 16),
 }
 SIZES |= {
-    name: lambda sizes=sizes: (titok.sized(*sizes, vq=dict(clustering=True)), ("decoder",))
+    name: lambda sizes=sizes: (titok.sized(*sizes, vq=dict(clustering=True)), ("decoder",), 1024)
     for name, sizes in TA_SIZES.items()
 }
 VARIANTS = {"": small, "tiny": tiny} | {

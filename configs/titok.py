@@ -11,13 +11,23 @@ see there; or a run of that config), and the second, WORKDIR/pixels, the way fro
     python -m jaxtok.train --config=configs/titok.py:l32 --workdir=runs/titok_l32 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
+masked = a generator over runs/titok that fills in many codes a step, masked_tiny = over runs/titok_tiny; masked_l32,
+masked_b64, masked_s128 = the published ones, over what python -m jaxtok.tokenize --checkpoint=runs/titok_l32/pixels
+--out=runs/codes_titok_l32 writes:
+
+    python -m jaxtok.train --config=configs/titok.py:masked --workdir=runs/titok_masked
+    python -m jaxtok.generate --checkpoint=runs/titok_masked --labels=all --out=samples.png
+
 Published weights in the same modules (rFID by their README: L-32 2.21, B-64 1.70, S-128 1.71; BL-64 2.06, BL-128 1.49,
 SL-256 1.03; KL: LL-32 1.61, BL-64 1.25, BL-128 0.84): `python -m jaxtok.pretrained.convert REPOSITORY --kind=titok`.
+gFID by the same, of the masked models: L-32 2.77, B-64 2.48, S-128 1.97.
 
 What differs from the published recipes: there is no perceptual loss from ConvNeXt's logits (0.1 beside LPIPS in one
 stage, alone in the second of two, where LPIPS stands here), l32 ... read their latents as they lie (the published
-weights need `misread`), and layers begin as all of ours do. The small one has no LPIPS and no critic, its pixels lie
-in [-1, 1], its codes have length 1, and those that nothing chooses come back to life.
+weights need `misread`), and layers begin as all of ours do. Crops have 0.8 to 1 of the shorter side (theirs: all of
+it), and the critic's rate is the tokenizer's at that step (theirs has a warm-up of its own). The masked models' EMA is
+ours. The small one has no LPIPS and no critic, its pixels lie in [-1, 1], its codes have length 1, and those that
+nothing chooses come back to life.
 """
 
 from configs import common, maskgit_vqgan
@@ -170,6 +180,30 @@ def task(model, losses, frozen=()):
     return common.tokenizer_task(model, losses, (model["encoder"]["tokens"],), samplers, frozen)
 
 
+def masked(tokenizer, tokens, body, **sampler):
+    """A published masked model. body: its fields. sampler: how it draws."""
+    config = common.large_generator(tokenizer, 2e-4, name=MASKED, vocabulary=4096, length=tokens, **body)
+    config.update(total_steps=500_000, batch_size=2048, eval_every=10_000, checkpoint=dict(keep_every=50_000))
+    config.schedule.warmup = 10_000
+    config.optimizer.update(b2=0.96, weight_decay=0.03)
+    config.task.tokenizer = f"runs/{tokenizer}/pixels"
+    config.task.samplers = (dict(title="its class", anneal=True, **sampler),)
+    return config
+
+
+MASKED = "generate.masked.Masked"
+VIT = dict(width=768, depth=24, block=dict(head_dim=48, post_norm=True, eps=1e-12))
+UVIT = dict(width=1024, depth=20, skips=True, block=dict(bias=("out", "mlp")))
+# How they draw: by their README, whose scales are ours minus 1 where guidance is linear.
+rising = lambda scale: dict(name="generate.sampling.linear", scale=scale)
+bending = lambda scale: dict(name="generate.sampling.power_cosine", scale=scale, power=3.0)
+MODELS = {
+    "masked": lambda: common.small_generator("titok", name=MASKED, vocabulary=512, length=16),
+    "masked_tiny": lambda: common.tiny_generator("titok_tiny", name=MASKED, vocabulary=64, length=8),
+    "masked_l32": lambda: masked("titok_l32", 32, VIT, steps=8, temperature=9.5, guidance=rising(5.5)),
+    "masked_b64": lambda: masked("titok_b64", 64, VIT, steps=8, temperature=11.0, guidance=rising(4.0)),
+    "masked_s128": lambda: masked("titok_s128", 128, UVIT, steps=64, temperature=2.8, guidance=bending(6.9)),
+}
 ONE_STAGE = {  # (sizes of encoder and decoder, tokens, codes, channels)
     "bl64": ("bl", 64, 8192),
     "bl128": ("bl", 128, 8192),
@@ -184,4 +218,5 @@ VARIANTS = (
     | {name: lambda sizes=sizes: one_stage(sized(*sizes)) for name, sizes in ONE_STAGE.items()}
     | {f"{name}_off": lambda sizes=sizes: one_stage(sized(*sizes), False) for name, sizes in ONE_STAGE.items()}
     | {name: lambda sizes=sizes: two_stages(*sizes) for name, sizes in TWO_STAGES.items()}
+    | MODELS
 )

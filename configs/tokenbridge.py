@@ -22,11 +22,12 @@ depths, over the codes of runs/tokenbridge_f8_c16.
 Published: FID 1.76 (L, 486 M parameters) and 1.55 (H, 910 M), rFID about 0.53 (their README).
 
 As published: levels, the nearest of them taken, 6 bits a channel. Their range is +-5 for the latents of MAR's VAE times
-0.2325; here it is +-5 deviations, by `codes/std` in the log of the VAE's run. In +-3 deviations all levels would be
-equally likely, but the rounding of normal latents 8 dB worse. What differs: the generator is a GPT in raster order,
-theirs a masked model (MAR) in random order; the channels of a token are predicted in their own order by one layer each,
-not in that of their frequencies (quantizers.post_training.channel_order) by a transformer; the large VAE has 32 x 32
-tokens, theirs 16 x 16.
+0.2325. Here it is a number of the config, 6, to be replaced by five times `codes/std` in the log of the VAE's run
+(--config.task.model.quantizer.high, and low for minus that). In +-3 deviations all levels would be equally likely, but
+the rounding of normal latents 8 dB worse. What differs: the generator is a GPT in raster order, theirs a masked model
+(MAR) in random order, and how it trains is that of our other GPTs; the channels of a token are predicted in their own
+order by one layer each, not in that of their frequencies (quantizers.post_training.channel_order) by a transformer; the
+large VAE has 32 x 32 tokens, theirs 16 x 16.
 """
 
 from configs import common
@@ -90,20 +91,7 @@ VARIANTS = {
     "": small,
     "tiny": tiny,
     "f8_c16": large,
-    "ar": lambda: common.small_gpt("tokenbridge", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_gpt("tokenbridge_tiny", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
+    "ar": lambda: common.small_generator("tokenbridge", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
+    "ar_tiny": lambda: common.tiny_generator("tokenbridge_tiny", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
 }
-VARIANTS |= {
-    f"ar_{name}": lambda depth=depth, width=width: common.large_gpt(
-        "tokenbridge_f8_c16",
-        peak_lr=1e-4,
-        grid=(32, 32),
-        vocabulary=(64,) * 16,
-        length=1024,
-        depth=depth,
-        width=width,
-        block=dict(norm="rms"),
-        **GRID,
-    )
-    for name, (depth, width) in GPTS.items()
-}
+VARIANTS |= common.gpts("tokenbridge_f8_c16", GPTS, 1e-4, grid=(32, 32), vocabulary=(64,) * 16, length=1024)

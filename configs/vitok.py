@@ -16,10 +16,11 @@ configs/llamagen_vq.py), s_b16_decoder, s_l16_decoder = their second stage; s_b1
 Published, at 256 px, S-B/16: rFID 1.63 and PSNR 26.1 after the first stage, 0.50 and 24.36 after the second; S-L/16
 0.46 and 24.74. What decides is E, the numbers a picture becomes: tokens times channels.
 
-As published: sizes, SwiGLU, rotary places, losses and their weights, AdamW, batches and numbers of steps. Ours: norms
-and biases of the blocks; places turn by row and column, for there is no time: pictures only, no video; the divergence,
-at 1e-3, is a mean over a picture's numbers; details of StyleGAN's critic and its logistic loss; the schedule's end,
-clipping, and EMA in the first stage. The small ones have no LPIPS, and a PatchGAN.
+As published: sizes, SwiGLU, rotary places, losses and their weights, AdamW, batches and numbers of steps. Ours: the
+warm-up of the first stage, and that the critic's warm-up is also the decoder's; norms and biases of the blocks; places
+turn by row and column, for there is no time: pictures only, no video; the divergence, at 1e-3, is a mean over a
+picture's numbers; details of StyleGAN's critic and its logistic loss; the schedule's end, clipping, and EMA in the
+first stage. The small ones have no LPIPS, and a PatchGAN.
 """
 
 from configs import common

@@ -28,10 +28,11 @@ Published: zero-shot rFID on ImageNet 0.12 at best, and 3.49 at ratio 768 (the p
 
 As published: bits and groups, architecture (width 256, four blocks a level, norms that adapt to the picture), L1 and
 LPIPS, a GAN at 0.1 from the first step with a hinge critic and LeCAM at 0.05, entropies at 0.1 and temperature 0.01,
-commitment at 0.25, Adam at 1e-4 with betas 0.5 and 0.9, batch. Ours: EMA, numbers of steps, the size of a crop,
-clipping, the widths at f8, and the batch entropy. Their code takes all groups of all tokens for one distribution, and
-so does not see a group that always says the same while others differ; here each group has its own, and with
---config.task.model.quantizer.pooled=True it is theirs. The head of the GPT is one layer a group, not a transformer.
+commitment at 0.25, Adam at 1e-4 with betas 0.5 and 0.9, batch. Ours: EMA, numbers of steps, a rate that falls to a
+tenth, the size of a crop, clipping, the widths at f8, how the GPTs train, and the batch entropy. Their code takes all
+groups of all tokens for one distribution, and so does not see a group that always says the same while others differ;
+here each group has its own, and with --config.task.model.quantizer.pooled=True it is theirs. The head of the GPT is one
+layer a group, not a transformer.
 """
 
 from configs import common
@@ -132,20 +133,7 @@ VARIANTS |= {
 VARIANTS |= {
     "f32_32_generative": lambda: published("f32_32", True, generative=True),
     "f32_32_generative_off": lambda: published("f32_32", False, generative=True),
-    "ar": lambda: common.small_gpt("wetok", grid=(8, 8), vocabulary=(256, 256), length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_gpt("wetok_tiny", grid=(8, 8), vocabulary=(16, 16), length=64, **GRID),
+    "ar": lambda: common.small_generator("wetok", grid=(8, 8), vocabulary=(256, 256), length=64, **GRID),
+    "ar_tiny": lambda: common.tiny_generator("wetok_tiny", grid=(8, 8), vocabulary=(16, 16), length=64, **GRID),
 }
-VARIANTS |= {
-    f"ar_{name}": lambda depth=depth, width=width: common.large_gpt(
-        "wetok_f16_32",
-        peak_lr=3e-4,
-        grid=(16, 16),
-        vocabulary=(256,) * 4,
-        length=256,
-        depth=depth,
-        width=width,
-        block=dict(norm="rms"),
-        **GRID,
-    )
-    for name, (depth, width) in GPTS.items()
-}
+VARIANTS |= common.gpts("wetok_f16_32", GPTS, 3e-4, grid=(16, 16), vocabulary=(256,) * 4, length=256)

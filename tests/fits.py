@@ -1,12 +1,11 @@
 """Trainings of seconds, for properties: a config's task and the loop's own step, on pictures held in memory.
 
-One compiled program from the first step to the last, on one device, with the optimisations that tests switch off
-elsewhere (tests/conftest.py): over hundreds of steps they pay, and the thresholds were found with them.
+One compiled program from the first step to the last, on one device, with LLVM's first optimisations, which tests go
+without elsewhere (tests/conftest.py): over hundreds of steps they pay.
 """
 
 import functools
 import json
-import os
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,28 @@ from ml_collections import ConfigDict
 
 from jaxtok import optim
 from jaxtok.build import build
+from jaxtok.data.shapes import Shapes
 from jaxtok.eval.reconstruction import psnr
 from jaxtok.tasks import merge
 from jaxtok.train import init_state, train_step
 
-OPTIONS = {"xla_backend_optimization_level": "1"}
-if "fusion_emitters=false" in os.environ.get("XLA_FLAGS", ""):
-    OPTIONS["xla_cpu_use_fusion_emitters"] = True
-jit = functools.partial(jax.jit, compiler_options=OPTIONS)
+jit_once = functools.cache(jax.jit)
 
 
 @functools.cache
 def emoji(split, size=16):
     """All pictures of a split, uint8 [n size size 3], and their classes."""
-    source = build(dict(name="data.sources.Emoji", size=size, split=split))
+    return pictures(build(dict(name="data.sources.Emoji", size=size, split=split)))
+
+
+@functools.cache
+def shapes(split, n, size=16):
+    """The first n drawn pictures of a split, uint8 [n size size 3], and the classes of their largest shapes."""
+    return pictures(Shapes(size, n, split=split))
+
+
+def pictures(source):
+    """All of a source."""
     examples = [source[i] for i in range(len(source))]
     return {key: np.stack([example[key] for example in examples]) for key in ("image", "label")}
 
@@ -54,7 +61,7 @@ def trainer(spec):
         state, logs = jax.lax.scan(lambda state, key: step(state, batch(key)), state, keys)
         return {"params": merge(state["ema"], state["frozen"]), **state["mutable"]}, logs
 
-    return task, jit(run)
+    return task, jax.jit(run, compiler_options={"xla_backend_optimization_level": "1"})
 
 
 def fit(config, data, seed=0, given=None):
@@ -73,7 +80,7 @@ def method(task, name, **options):
     """A method of a task's model, compiled once: `trainer` keeps the task, so no other has its id."""
     key = id(task), name, *options.items()
     if key not in METHODS:
-        METHODS[key] = jit(functools.partial(task.model.apply, method=name, **options))
+        METHODS[key] = jax.jit(functools.partial(task.model.apply, method=name, **options))
     return METHODS[key]
 
 
@@ -91,3 +98,10 @@ def quality(task, variables, images, change=lambda codes: codes, **options):
     """The mean PSNR of pictures rebuilt from their codes, which `change` may change."""
     codes = change(encode(task, variables, images))
     return float(psnr(images, decode(task, variables, codes, **options)).mean())
+
+
+def evaluate(task, variables, images):
+    """What the loop says of held-out pictures, uint8 [B H W 3]: {"psnr/one pass@8": ...}."""
+    params, mutable = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    rows = jit_once(task.evaluate)(params, mutable, {}, {"image": images}, jax.random.key(0))["rows"]
+    return task.summarize(jax.tree.map(np.asarray, rows))[0]

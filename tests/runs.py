@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import flextok
-from jaxtok import hub, sharding, train
+from jaxtok import checkpoint, plan, sharding, train
 from jaxtok.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -43,21 +43,15 @@ def alone(config, workdir, devices=1):
         return train.train(config, workdir)
 
 
-def emoji(config, steps, batch=32):
-    """The config on emoji of 16 px, all held-out pictures in one batch."""
-    source = dict(name="data.sources.Emoji", size=16)
-    splits = [dict(source=source | dict(split=split)) for split in ("train", "test")]
-    config.data = dict(train=splits[0], eval=splits[1] | dict(batch_size=320))
-    config.update(total_steps=steps, batch_size=batch, log_every=100, ema=0.98)
-    config.update(checkpoint=dict(every=steps), schedule=dict(warmup=20))
-    return config
-
-
-def weights(workdir, config):
-    """(the Tokenizer, its variables, held-out pictures uint8 [320 16 16 3]) of a finished run."""
-    model, variables = hub.restore(Path(workdir), None)
-    held_out = build(config.data.eval.source)
-    return model, variables, np.stack([held_out[i]["image"] for i in range(len(held_out))])
+def untrained(config, workdir):
+    """Makes `workdir` that of a run that has only begun: random weights in a checkpoint."""
+    task = build(config.task)
+    batch = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), plan.batch_shapes(config, task))
+    trees = jax.jit(task.init)(jax.random.key(0), batch)
+    checkpoint.claim_workdir(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    checkpoints.save(1, {"ema": trees["params"], "mutable": trees["mutable"]})
+    checkpoints.close()
 
 
 def logged(workdir, name="loss"):

@@ -18,7 +18,6 @@ the true codes. The tests train seed 0, where the gain is least.
 import sys
 
 import jax
-import pytest
 
 from configs import robusttok
 from jaxtok.quantizers.perturb import perturb
@@ -47,7 +46,6 @@ def quality(task, variables, alpha=0.0):
     return fits.quality(task, variables, fits.emoji("test")["image"], change)
 
 
-@pytest.mark.slow
 def test_a_decoder_that_saw_perturbed_codes_loses_less_by_them():
     robust, plain = trained(), trained(beta=0.0)
     for alpha, least in ((0.5, 0.15), (0.9, 0.3)):
