@@ -27,9 +27,3 @@ def find(name):
     if not Path(stem).is_file():
         raise ValueError(f'There is no config "{stem}": give the path of a file, or one of {", ".join(NAMES)}.')
     return name
-
-
-def by_name(flag):
-    """Lets a flag of ml_collections' config_flags take whatever `find` does."""
-    parse = flag.parser.parse
-    flag.parser.parse = lambda path: parse(find(path))

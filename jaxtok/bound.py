@@ -73,7 +73,7 @@ class BoundTokenizer:
         Programs are compiled for k a power of two or N; other k use the next one, with the same result. ValueError for
         other shapes and for indices that are no codes of this tokenizer, TypeError for options that are not there.
         """
-        codes = self.check_codes(np.asarray(codes))
+        codes = check_codes(codes, self.vocabulary)
         k = codes.shape[1] if codes.ndim < 4 else codes.shape[1] * codes.shape[2]
         if k > (self.tokens or k):
             raise ValueError(f"A picture has 1 to {self.tokens} tokens here, got {k}.")
@@ -89,23 +89,6 @@ class BoundTokenizer:
             codes = np.pad(codes, ((0, 0), (0, bucket - k), *[(0, 0)] * (codes.ndim - 2)))
         options, key = tuple(sorted(options.items())), jax.random.key(seed)
         return self._decoder(self.variables, put(codes, self._mesh), k, key, grid=grid, options=options)
-
-    def check_codes(self, codes):
-        """Codes as `decode` takes them, int32 or float32. ValueError for other shapes, types and ranges."""
-        if self.vocabulary is None:
-            if codes.dtype.kind != "f" or codes.ndim not in (3, 4) or not np.isfinite(codes).all() or not codes.size:
-                raise ValueError(f"Tokens are finite floats [B k D] here, not {codes.dtype} {list(codes.shape)}.")
-            return codes.astype(np.float32)
-        sizes = np.asarray(self.vocabulary)
-        wanted = "[B k]" if sizes.ndim == 0 else f"[B k {len(sizes)}]"
-        if codes.dtype.kind not in "iu" or codes.shape[2:] != sizes.shape or codes.ndim < 2 or not codes.size:
-            raise ValueError(f"Codes are integers {wanted}, not {codes.dtype} {list(codes.shape)}.")
-        if codes.min() < 0 or (codes >= sizes).any():
-            raise ValueError(
-                f"Codes must lie in 0 ... {sizes - 1}, got {codes.min()} ... {codes.max()}: "
-                "were they made by another tokenizer?"
-            )
-        return codes.astype(np.int32)
 
     def check_images(self, images):
         """Images as `encode` takes them, floats as float32. ValueError for other shapes, types and ranges."""
@@ -181,7 +164,10 @@ class BoundGenerator:
         """Codes int [B k] or latents [B h w C] -> pictures uint8 [B H W 3].
 
         options: of the tokenizer's decoder, before those of the run's config (`task.decoder`).
+
+        ValueError for other shapes and for indices that are no codes of the tokenizer.
         """
+        codes = check_codes(codes, self.task.codec.quantizer.vocabulary)
         check_sampler(self.task.codec.decoder, options)
         options = tuple(sorted((dict(self.task.decoder) | options).items()))
         return self._decoder(self.variables, put(codes, self._mesh), jax.random.key(seed), options=options)
@@ -196,6 +182,25 @@ def sample_codes(task, variables, given, key, batch, options):
 def decode_codes(task, variables, codes, key, options):
     """Pictures uint8 of codes or latents."""
     return dataclasses.replace(task, decoder=dict(options)).decode(variables["tokenizer"], codes, key)
+
+
+def check_codes(codes, vocabulary):
+    """Codes as `decode` takes them, numpy int32 or float32. ValueError for other shapes, types and ranges."""
+    codes = np.asarray(codes)
+    if vocabulary is None:
+        if codes.dtype.kind != "f" or codes.ndim not in (3, 4) or not np.isfinite(codes).all() or not codes.size:
+            raise ValueError(f"Tokens are finite floats [B k D] here, not {codes.dtype} {list(codes.shape)}.")
+        return codes.astype(np.float32)
+    sizes = np.asarray(vocabulary)
+    wanted = "[B k]" if sizes.ndim == 0 else f"[B k {len(sizes)}]"
+    if codes.dtype.kind not in "iu" or codes.shape[2:] != sizes.shape or codes.ndim < 2 or not codes.size:
+        raise ValueError(f"Codes are integers {wanted}, not {codes.dtype} {list(codes.shape)}.")
+    if codes.min() < 0 or (codes >= sizes).any():
+        raise ValueError(
+            f"Codes must lie in 0 ... {sizes - 1}, got {codes.min()} ... {codes.max()}: "
+            "were they made by another tokenizer?"
+        )
+    return codes.astype(np.int32)
 
 
 def check_sampler(decoder, options):

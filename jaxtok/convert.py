@@ -8,10 +8,11 @@ import argparse
 
 from ml_collections import ConfigDict
 
-from jaxtok import hub
+from jaxtok import command, hub
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 
 
+@command.one_line("python -m jaxtok.pretrained.convert")
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jaxtok.pretrained.convert",

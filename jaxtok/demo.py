@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import jaxtok
-from jaxtok import hub
+from jaxtok import command, hub
 from jaxtok.bound import BoundTokenizer, check_sampler, paint
 from jaxtok.build import build
 from jaxtok.data import pipeline
@@ -267,6 +267,7 @@ def gradio():
     return gradio
 
 
+@command.one_line("python -m jaxtok.demo")
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jaxtok.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -277,12 +278,9 @@ def main(argv=None):
     add("--host", default="127.0.0.1", help="0.0.0.0 opens the page to other machines (default: this one alone)")
     add("--port", type=int, help="default: the first free one from 7860 on")
     arguments = parser.parse_args(argv)
-    try:
-        gradio()
-        view = open_tokenizer(arguments.checkpoint)
-        drawer = arguments.generator and open_generator(arguments.generator)
-    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    gradio()
+    view = open_tokenizer(arguments.checkpoint)
+    drawer = arguments.generator and open_generator(arguments.generator)
     title = f"jaxtok: {os.path.basename(os.path.normpath(arguments.checkpoint))}"
     launch(page(view, drawer or None, title), server_name=arguments.host, server_port=arguments.port)
 

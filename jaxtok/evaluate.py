@@ -5,7 +5,6 @@ Several tokenizers on one screen, on the same pictures: python -m jaxtok.evaluat
 docs/metrics.md says what each number is. Read evaluate() and of_tokenizer() from top to bottom.
 """
 
-import ast
 import dataclasses
 import functools
 import json
@@ -16,10 +15,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import NamedSharding, PartitionSpec
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from jaxtok import build, configs, hub, sharding
+from jaxtok import build, command, hub, sharding
 from jaxtok.bound import check_sampler, picture_shape
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
@@ -33,7 +32,7 @@ from jaxtok.pretrained import perceptual
 from jaxtok.pretrained.extractors import extractor
 from jaxtok.quantizers.perturb import perturb
 from jaxtok.tasks import TokenizerTask
-from jaxtok.train import numeric, transforms, use_huge_pages
+from jaxtok.train import numbered, transforms, use_huge_pages
 
 PROBED = 4000  # pictures a side of the probe, at most
 KNOWN = 100_000  # training examples among which copies are looked for, at most
@@ -82,14 +81,8 @@ def evaluate(checkpoint, out=None, config=None, mesh=None, **options):
     if jax.process_index():
         return metrics
     metrics = {"run": path.name, "step": step, **metrics}
-    for part in parts:
-        for caption, rows in part.tables.items():
-            print(f"\n{format_table(caption, rows)}")
     about = f"{metrics['pictures']} held-out pictures of {json.dumps(data.eval.source.to_dict())}. Averaged weights."
-    title = f"{path.name} at step {step}"
-    report.write(out / "report.html", report.page(title, [about, *metrics["notes"]], parts))
-    report.write(out / "metrics.json", report.to_json(metrics))
-    print("", *metrics["notes"], f"Report: {out / 'report.html'}", sep="\n")
+    publish(out, f"{path.name} at step {step}", about, metrics["notes"], parts, metrics)
     return metrics
 
 
@@ -117,13 +110,8 @@ def compare(checkpoints, out, config=None, **options):
     parts = [together.everything(found)]
     if equal := together.at_equal_bytes(found, out, notes):
         parts.append(equal[1])
-    for part in parts:
-        for caption, rows in part.tables.items():
-            print(f"\n{format_table(caption, rows)}")
     about = f"Held-out pictures of {json.dumps(config.data.eval.source.to_dict())}. Averaged weights."
-    report.write(out / "report.html", report.page(", ".join(names), [about, *notes], parts))
-    report.write(out / "metrics.json", report.to_json(found))
-    print("", *notes, f"Report: {out / 'report.html'}", sep="\n")
+    publish(out, ", ".join(names), about, notes, parts, found)
     return found
 
 
@@ -298,12 +286,20 @@ def over(run, source, change, batch, title, function, *args):
     shown = dict(total=-(-len(source) // batch), desc=title, dynamic_ncols=True)
     with pipeline.eval_batches(source, change, **options) as data:
         for local in tqdm(data, disable=jax.process_index() > 0 or None, **shown):
-            arrays = numeric(local)
-            arrays["index"] = local["index"].astype(np.int32)
-            yield jax.device_get(program(run.variables, *args, sharding.put_batch(arrays, run.mesh)))
+            yield jax.device_get(program(run.variables, *args, sharding.put_batch(numbered(local), run.mesh)))
 
 
 # ---- pieces ----
+
+
+def publish(out, title, about, notes, parts, metrics):
+    """Prints the tables, and writes report.html and then metrics.json."""
+    for part in parts:
+        for caption, rows in part.tables.items():
+            print(f"\n{format_table(caption, rows)}")
+    report.write(out / "report.html", report.page(title, [about, *notes], parts))
+    report.write(out / "metrics.json", report.to_json(metrics))
+    print("", *notes, f"Report: {out / 'report.html'}", sep="\n")
 
 
 def distance_of(net, shape, notes):
@@ -332,29 +328,27 @@ def or_note(what, make, notes):
         return None
 
 
-def options_of(words):
-    """("steps=20", "guidance=7.5") -> {"steps": 20, "guidance": 7.5}."""
-    try:
-        return {name: ast.literal_eval(value) for name, value in (word.split("=") for word in words)}
-    except (ValueError, SyntaxError):
-        raise app.UsageError(f"--sampler={','.join(words)}: write it as NAME=NUMBER,NAME=NUMBER.") from None
-
-
+@command.one_line("python -m jaxtok.evaluate")
 def main(argv):
     if bool(FLAGS.checkpoint) == FLAGS.compare or (len(argv) > 1 and not FLAGS.compare):
         raise app.UsageError("Give --checkpoint=RUN, or --compare RUN RUN ...; options are --NAME=VALUE (--help).")
     if FLAGS.compare and not FLAGS.out:
         raise app.UsageError("--compare needs --out=FOLDER for its report.")
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    options = {"net": FLAGS.extractor, "tokens": tuple(map(int, FLAGS.tokens)), "sampler": options_of(FLAGS.sampler)}
+    options = {
+        "net": FLAGS.extractor,
+        "tokens": tuple(map(int, FLAGS.tokens)),
+        "sampler": dict(map(command.pair, FLAGS.sampler)),
+    }
     options |= {
         name: getattr(FLAGS, name) for name in "limit batch all_samplers inception lpips samples perturbed".split()
     }
     options = {name: value for name, value in options.items() if value not in (None, False, (), {})}  # as given
-    if FLAGS.compare:
-        compare(argv[1:], FLAGS.out, FLAGS.config, **options)
-    else:
-        evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
+    with command.together():
+        if FLAGS.compare:
+            compare(argv[1:], FLAGS.out, FLAGS.config, **options)
+        else:
+            evaluate(FLAGS.checkpoint, FLAGS.out, FLAGS.config, **options)
 
 
 if __name__ == "__main__":
@@ -363,11 +357,11 @@ if __name__ == "__main__":
     flags.DEFINE_string("checkpoint", None, "Workdir of a run, or of converted weights.")
     flags.DEFINE_bool("compare", False, "Compare the tokenizers whose workdirs follow, on the pictures of the first.")
     flags.DEFINE_string("out", None, "Where to write; default: evaluation/ in the workdir.")
-    config_flags.DEFINE_config_file("config", None, "A config whose data section replaces that of the run.")
-    configs.by_name(FLAGS["config"])
+    command.define_config("A config whose data section replaces that of the run.")
     flags.DEFINE_integer("limit", None, "So many held-out pictures, spread over the set; default: all.", lower_bound=1)
     flags.DEFINE_integer("batch", None, "Pictures at a time, over all devices; default: the config's.", lower_bound=1)
     flags.DEFINE_list("tokens", [], "Token counts, as 1,4,16; default: the run's.")
+    flags.register_validator("tokens", lambda words: all(map(str.isdigit, words)), "write numbers, as 1,4,16")
     flags.DEFINE_list("sampler", [], "Of the decoder, as steps=20,guidance=7.5; default: the run's first.")
     flags.DEFINE_bool("all_samplers", False, "All samplers of the run, not the first alone.")
     flags.DEFINE_bool("perturbed", False, "Also rebuild pictures from perturbed codes (pFID).")
@@ -375,4 +369,5 @@ if __name__ == "__main__":
     flags.DEFINE_integer("samples", None, "Of a generator, for each held-out example; default: 2.", lower_bound=1)
     flags.DEFINE_string("inception", None, "File of Inception weights that makes the Fréchet distance FID.")
     flags.DEFINE_enum("lpips", None, sorted(perceptual.SMALLEST), "The net of LPIPS; default: alex.")
+    command.define_processes()
     app.run(main)

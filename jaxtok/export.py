@@ -29,9 +29,9 @@ from jax import export as jax_export
 from jax.extend import core, mlir
 
 import jaxtok
+from jaxtok import command
 from jaxtok.bound import BoundTokenizer, check_draws, check_sampler, encode_arrays, sample_codes
 from jaxtok.build import parameters
-from jaxtok.generate.__main__ import pair
 from jaxtok.metrics import format_table
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -339,6 +339,12 @@ def described(one):
     return dict(takes=takes, gives=gives, weights=list(one.weights))
 
 
+def sides(text):
+    """256,384 -> [256, 384]."""
+    return [int(side) for side in text.split(",")]
+
+
+@command.one_line("python -m jaxtok.export")
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jaxtok.export",
@@ -350,18 +356,21 @@ def main(argv=None):
     add("--checkpoint", required=True, help="a run's workdir, or what else jaxtok.load takes")
     add("--format", required=True, choices=sorted(WRITERS))
     add("--out", required=True, help="a new folder")
-    add("--size", help="of the pictures, as 256 or 256,384, for a tokenizer of any size")
+    add("--size", type=sides, help="of the pictures, as 256 or 256,384, for a tokenizer of any size")
     pairs = dict(nargs="*", default=(), metavar="KEY=VALUE")
     add("--batch", type=int, help="one number of pictures at a time; default: any")
     add("--sample", help="options of the generator's `sample`, as tokens=16 guidance=1.5", **pairs)
     add("--decode", help="options of the decoder, as steps=20 guidance=7.5", **pairs)
     given = parser.parse_args(argv)
-    try:
-        size = given.size and [int(side) for side in given.size.split(",")]
-        options = {name: dict(map(pair, getattr(given, name))) for name in ("sample", "decode")}
-        export(given.checkpoint, given.out, given.format, size=size and (size * 2)[:2], batch=given.batch, **options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    options = {name: dict(map(command.pair, getattr(given, name))) for name in ("sample", "decode")}
+    export(
+        given.checkpoint,
+        given.out,
+        given.format,
+        size=given.size and (given.size * 2)[:2],
+        batch=given.batch,
+        **options,
+    )
 
 
 if __name__ == "__main__":

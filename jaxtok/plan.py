@@ -22,9 +22,9 @@ import sys
 import jax
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jaxtok import build, configs, hlo, sharding, stages, train
+from jaxtok import build, command, hlo, sharding, stages, train
 from jaxtok.chips import CHIPS
 from jaxtok.data import pipeline
 from jaxtok.metrics import format_table
@@ -272,6 +272,7 @@ def parse_mesh(text):
         ) from error
 
 
+@command.one_line("python -m jaxtok.plan")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}.")
@@ -300,8 +301,7 @@ def main(argv):
 
 if __name__ == "__main__":
     FLAGS = flags.FLAGS
-    config_flags.DEFINE_config_file("config", None, "configs/NAME.py or configs/NAME.py:VARIANT", lock_config=True)
-    configs.by_name(FLAGS["config"])
+    command.define_config("A file or a name that python -m jaxtok.configs lists, :VARIANT.")
     flags.DEFINE_string("topology", None, "v5e:16x16, v5p:8x8x4, v6e:2x4 ..., cpu:8; several with commas.")
     flags.DEFINE_string("mesh", None, "Sizes of the mesh's axes instead of config.mesh, data:16,fsdp:16 or fsdp:all.")
     flags.DEFINE_integer("per_chip", 0, "Pictures a chip and gradient step, instead of config.batch_size.")

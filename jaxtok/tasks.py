@@ -23,8 +23,9 @@ from etils import epath
 
 from jaxtok import checkpoint
 from jaxtok.bound import paint, picture_shape, square
-from jaxtok.build import build
+from jaxtok.build import build, check_keys
 from jaxtok.eval.reconstruction import psnr, ssim
+from jaxtok.eval.usage import bits_of, usage
 from jaxtok.losses.adaptive import by_parameter, by_picture
 from jaxtok.nn import codebook, masks
 from jaxtok.tokenizer import Tokenizer
@@ -59,6 +60,10 @@ class TokenizerTask:
     samplers: tuple[Mapping[str, Any], ...]
     frozen: tuple[str, ...] = ()
     shows = "reconstructions"
+
+    def __post_init__(self):
+        for name, term in self.losses.items():
+            check_keys(term, ("fn", "weight", "start"), f"task.losses.{name}")
 
     def check(self, source):
         """ValueError for a source of codes: a tokenizer trains on pictures."""
@@ -211,12 +216,14 @@ class TokenizerTask:
                 metrics, shown = jax.tree.map(lambda x, i=i: x[i], rebuilt)
                 record(f"{sampler['title']}@{k}", metrics)
                 pictures.append(shown)
-        record(SWAPPED, rebuild(self.samplers[0], codes.replace(z=jnp.roll(codes.z, 1, 0)))[0])
+        other = another(batch.get("mask", jnp.ones(len(images), bool)))
+        lent = lambda metrics: {k: jnp.where(other == jnp.arange(len(x)), jnp.nan, x) for k, x in metrics.items()}
+        record(SWAPPED, lent(rebuild(self.samplers[0], codes.replace(z=codes.z[other]))[0]))
         if context:
-            none, others = ({"context": text} for text in (0 * batch["text"], jnp.roll(batch["text"], 1, 0)))
+            none, others = ({"context": text} for text in (0 * batch["text"], batch["text"][other]))
             without = apply(batch["image"], **none, method="encode")
             record(NO_TEXT, rebuild(self.samplers[0], without, none)[0])
-            record(OTHER_TEXT, rebuild(self.samplers[0], codes, others)[0])
+            record(OTHER_TEXT, lent(rebuild(self.samplers[0], codes, others)[0]))
         return {"rows": rows, "pictures": pictures}
 
     def titles(self):
@@ -227,22 +234,18 @@ class TokenizerTask:
     def summarize(self, rows):
         """Means over held-out pictures (numpy [N ...]) and a table: a row a token count, PSNR and SSIM a sampler."""
         metrics = {name: float(np.mean(values, dtype=np.float64)) for name, values in rows.items() if name != "indices"}
-        vocabulary = None
         if "indices" in rows:
-            vocabulary = np.atleast_1d(self.model.quantizer.vocabulary)  # [G], a token has so many indices
-            indices = rows["indices"].reshape(len(rows["indices"]), -1, len(vocabulary))
-            shares = [np.unique(one, return_counts=True)[1] / one.size for one in np.moveaxis(indices, 2, 0)]
-            metrics["codes/perplexity"] = float(np.mean([np.exp(-(share * np.log(share)).sum()) for share in shares]))
-            metrics["codes/used"] = float(np.mean([len(share) for share in shares] / vocabulary))
-            metrics["codes/distinct first tokens"] = len(np.unique(indices[:, 0], axis=0)) / len(indices)
-        return metrics, self._table(metrics, vocabulary)
+            found = usage(rows["indices"], self.model.quantizer.vocabulary)
+            names = {"perplexity": "perplexity", "used": "used", "distinct first tokens": "distinct_first"}
+            metrics |= {f"codes/{name}": found[key] for name, key in names.items()}
+        return metrics, self._table(metrics)
 
-    def _table(self, metrics, vocabulary):
+    def _table(self, metrics):
         """A row a token count, a column a metric and sampler."""
-        titles = [sampler["title"] for sampler in self.samplers]
+        titles, bits = [sampler["title"] for sampler in self.samplers], bits_of(self.model.quantizer.vocabulary)
         rows = [(MEAN_COLOUR, 3, [MEAN_COLOUR] * len(titles))]
         for k in self.token_counts:
-            size = f"{k * np.log2(vocabulary).sum() / 8:.1f}" if vocabulary is not None else ""
+            size = f"{k * bits / 8:.1f}" if bits else ""
             rows.append((k, size, [f"{title}@{k}" for title in titles]))
         for name in [name for name in self.scales if name != MEAN_COLOUR]:
             rows.append((name, "", [name] + [None] * (len(titles) - 1)))
@@ -378,7 +381,11 @@ class GeneratorTask:
         return loss, (mutable, {"loss/generator": loss, "codes/accuracy": accuracy})
 
     def evaluate(self, params, mutable, frozen, batch, key):
-        """Scores of held-out codes; these codes and those of samples for the same conditions, and both as pictures."""
+        """Scores of held-out codes; these codes and those of samples for the same conditions, and both as pictures.
+
+        A batch has `index`, by which the key becomes its own: of one key no two batches have the same samples.
+        """
+        key = jax.random.fold_in(key, batch["index"].max())  # the least is -1 in every batch with a blank
         codes, condition = self.codes(frozen, batch), self.condition(merge(params, frozen), batch)
         scores = self._scores(params, codes, condition, key)
         rows = {name: value for name, value in scores._asdict().items() if value is not None}
@@ -435,7 +442,7 @@ class GeneratorTask:
             table.append(line(label, mean(rows["loss"], places) / np.log(2), percent(mean(rows["correct"], places))))
             start = stop
         table.append(line("all", metrics["bits a token"], percent(metrics["accuracy"])))
-        table.append(line("uniform guess", np.log2(self.model.vocabulary).sum()))
+        table.append(line("uniform guess", bits_of(self.model.vocabulary)))
         return metrics, table
 
     # ---- pieces ----
@@ -455,6 +462,16 @@ class GeneratorTask:
     def _scores(self, params, codes, condition, key, **options):
         args = {"params": params["generator"]}, codes, condition
         return self.model.apply(*args, **options, rngs={"train": key}, method="loss")
+
+
+def another(mask):
+    """Another row for each of a batch, int [B]: the one before it of those that `mask`, bool [B], counts.
+
+    Where it counts one alone, a blank; in a batch of one that row itself.
+    """
+    order, count = jnp.argsort(~mask, stable=True), mask.sum()  # rows that count come first
+    before = order[(jnp.arange(len(mask)) - 1) % jnp.where(count > 1, count, len(mask))]
+    return order.at[order].set(before)
 
 
 def merge(a, b):

@@ -17,11 +17,11 @@ import numpy as np
 from absl import app, flags, logging
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import jaxtok
-from jaxtok import build, configs, sharding, train
+from jaxtok import build, command, sharding, train
 from jaxtok.bound import BoundTokenizer, encode_arrays
 from jaxtok.checkpoint import Checkpoints, claim_workdir, fingerprint
 from jaxtok.data import codes, pipeline
@@ -146,13 +146,15 @@ def write_shards(folder, plan, view, mine, batch, encode):
             codes.write_shard(folder, plan, shard, examples(own, bad), bad)
 
 
+@command.one_line("python -m jaxtok.tokenize")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments {argv[1:]}: --help lists the options.")
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
     data = FLAGS.config and FLAGS.config.data
     options = {name: FLAGS[name].value for name in ("tokens", "passes", "batch", "shard")}
-    manifests = tokenize(FLAGS.checkpoint, FLAGS.out, data=data, **options)
+    with command.together():
+        manifests = tokenize(FLAGS.checkpoint, FLAGS.out, data=data, **options)
     if jax.process_index() == 0:
         print(format_table(f"Codes of {FLAGS.checkpoint} in {FLAGS.out}", list(map(row, manifests.values()))))
 
@@ -175,7 +177,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("passes", 0, "So many passes over the training data with its random transforms.")
     flags.DEFINE_integer("batch", 64, "Pictures at a time, on each process.")
     flags.DEFINE_integer("shard", 4096, "Examples a file.")
-    config_flags.DEFINE_config_file("config", None, "A config whose `data` takes the place of the run's.")
-    configs.by_name(FLAGS["config"])
+    command.define_config("A config whose `data` takes the place of the run's.")
+    command.define_processes()
     flags.mark_flags_as_required(["checkpoint", "out"])
     app.run(main)

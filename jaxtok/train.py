@@ -16,9 +16,8 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
 
-from jaxtok import build, configs, distributed, optim, sharding, stages
+from jaxtok import build, command, distributed, optim, sharding, stages
 from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
@@ -52,6 +51,8 @@ def train(config, workdir, profile=False):
     """
     build.check_keys(config, KEYS, "The config")
     build.check_keys(config.data, ("train", "eval", "workers", "max_bad"), "config.data")
+    for split, keys in (("train", ("source", "transforms")), ("eval", ("source", "transforms", "batch_size"))):
+        build.check_keys(config.data[split], keys, f"config.data.{split}")
     build.check_keys(config.checkpoint, ("every", "keep_last", "keep_every"), "config.checkpoint")
     workdir, total = Path(workdir), config.total_steps
 
@@ -84,9 +85,9 @@ def train(config, workdir, profile=False):
         **shared,
     )
     with batches() as probe:
-        shapes = global_shapes(next(probe), jax.process_count())
+        shapes = global_shapes(numeric(next(probe)), jax.process_count())
     with eval_batches() as probe:
-        eval_shapes = global_shapes(next(probe), jax.process_count())
+        eval_shapes = global_shapes(numbered(next(probe)), jax.process_count())
 
     # State: its layout over the mesh comes first, so that nothing is ever whole on one device.
     task = build.build(config.task)
@@ -264,7 +265,7 @@ def run_evaluation(task, evaluate, batches, mesh, workdir, state):
     rows, shown = [], []
     with batches() as data:
         for batch in data:
-            batch = sharding.put_batch(numeric(batch), mesh)
+            batch = sharding.put_batch(numbered(batch), mesh)
             out = evaluate(state["ema"], state["mutable"], state["frozen"], batch, jax.random.key(0))
             out, mask = multihost_utils.process_allgather((out, batch["mask"]), tiled=True)
             out = jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out)
@@ -318,9 +319,14 @@ def numeric(batch):
     return {k: v for k, v in batch.items() if isinstance(v, np.ndarray) and k != "index"}
 
 
+def numbered(batch):
+    """The same of a held-out batch, with `index`, int32: where examples come from, -1 for none."""
+    return numeric(batch) | {"index": batch["index"].astype(np.int32)}
+
+
 def global_shapes(batch, processes):
     """Shapes of the batch over all processes, from this process's part."""
-    return {k: jax.ShapeDtypeStruct((len(v) * processes, *v.shape[1:]), v.dtype) for k, v in numeric(batch).items()}
+    return {k: jax.ShapeDtypeStruct((len(v) * processes, *v.shape[1:]), v.dtype) for k, v in batch.items()}
 
 
 @contextlib.contextmanager
@@ -342,14 +348,14 @@ def until_signal():
             signal.signal(number, handler)
 
 
+@command.one_line("python -m jaxtok.train")
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(
             f"Unknown arguments {argv[1:]}: options are --config=FILE, --workdir=DIR, --config.KEY=VALUE."
         )
     logging.set_verbosity(logging.WARNING)  # Orbax narrates
-    distributed.join(FLAGS.coordinator, FLAGS.processes, FLAGS.process)
-    with distributed.end_together():
+    with command.together():
         run(FLAGS.config, FLAGS.workdir, FLAGS.profile)
 
 
@@ -367,12 +373,9 @@ def use_huge_pages():
 if __name__ == "__main__":
     use_huge_pages()
     FLAGS = flags.FLAGS
-    config_flags.DEFINE_config_file("config", None, "A file or a name that python -m jaxtok.configs lists, :VARIANT.")
-    configs.by_name(FLAGS["config"])
+    command.define_config("A file or a name that python -m jaxtok.configs lists, :VARIANT.")
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
     flags.DEFINE_bool("profile", False, "Write a trace of three steps to WORKDIR/profile.")
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, or auto; see jaxtok/distributed.py.")
-    flags.DEFINE_integer("processes", None, "How many processes there are.")
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0 on.")
+    command.define_processes()
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)

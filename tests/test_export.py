@@ -242,6 +242,7 @@ def test_the_folder_says_what_is_in_it(folders, tokenizer, tmp_path, capsys):
         (["--decode", "step=1"], 'no key "step".*steps'),
         (["--sample", "tokens=1"], "options of `sample` are for generators"),
         (["--size=8"], r"made for pictures \[16, 16, 3\]"),
+        (["--size=a"], "--size: invalid sides value: 'a'"),
         (["--checkpoint=nowhere"], "nowhere is no folder"),
         (["--format=tflite"], "invalid choice: 'tflite'"),
     ],

@@ -1,20 +1,25 @@
 """Generators in the one loop: on codes from disk or made on the fly, each paradigm, to samples and pictures."""
 
+import dataclasses
 import functools
 import shutil
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import jaxtok
 from configs import ar_flextok, kl_vae
-from jaxtok import checkpoint, evaluate
+from jaxtok import checkpoint, evaluate, sharding, tasks, train
 from jaxtok.build import build
+from jaxtok.data import pipeline
 from jaxtok.data.sources import Tokenized
 from jaxtok.eval import generation
 from jaxtok.generate import __main__ as generate
+from jaxtok.generate.objective import Scores
 from jaxtok.pretrained.extractors import Extractor
 from jaxtok.tokenize import tokenize
 from tests import runs
@@ -197,6 +202,56 @@ def test_what_sample_refuses(run, call, error, message):
         jaxtok.load(run).sample(**call)
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([[64_000]], "must lie in 0 ... 63999, got 64000"),
+        ([[-1]], "must lie in 0 ... 63999, got -1"),
+        ([[0.5]], r"Codes are integers \[B k\]"),
+        (np.zeros((1, 9), int), "1 to 8 tokens a picture, got 9"),
+    ],
+)
+def test_what_decode_refuses(run, given, message):
+    with pytest.raises(ValueError, match=message):
+        jaxtok.load(run).decode(given)
+
+
+class Noise(nn.Module):
+    """A model without parameters: its samples are drawn from nothing but the key."""
+
+    def loss(self, codes, condition):
+        return Scores(jnp.zeros(codes.shape), jnp.ones(codes.shape))
+
+    def sample(self, rng, condition, batch):
+        return jax.random.randint(rng, (batch, 8), 0, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Undecoded(tasks.GeneratorTask):
+    """The task without its tokenizer; `seen` gets the rows of an evaluation."""
+
+    seen: dict = dataclasses.field(default_factory=dict)
+
+    def codes(self, frozen, batch):
+        return batch["codes"]
+
+    def decode(self, variables, codes, key):
+        return jnp.zeros((len(codes), 8, 8, 3), jnp.uint8)
+
+    def summarize(self, rows):
+        self.seen.update(rows)
+
+
+def test_no_two_batches_of_an_evaluation_have_the_same_samples(tmp_path):
+    source = [{"codes": np.zeros(8, np.int32)}] * 10
+    task = Undecoded(Noise(), "", ({"title": "sample"},))
+    batches = functools.partial(pipeline.eval_batches, source, batch_size=4)  # the last is half empty
+    state = {"ema": {"generator": {}}, "mutable": {}, "frozen": {"tokenizer": {}}}
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    train.run_evaluation(task, jax.jit(task.evaluate), batches, mesh, tmp_path, state)
+    assert len(np.unique(task.seen["codes/sample"], axis=0)) == 10
+
+
 def test_the_evaluation_judges_samples_beside_real_pictures(run, monkeypatch):
     quick = functools.partial(evaluate.train_classifier, steps=2)
     monkeypatch.setattr(evaluate, "train_classifier", quick)
@@ -226,3 +281,32 @@ def test_the_command_draws_a_grid_and_says_what_it_cannot(run, tmp_path, capsys)
         with pytest.raises(SystemExit) as stop:
             generate.main([*out, f"--labels={labels}"])
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+class Recorder:
+    """A generator that notes the seeds it is given."""
+
+    def __init__(self):
+        self.seeds = []
+
+    def sample(self, batch, seed):
+        self.seeds.append(seed)
+        return np.zeros((batch, 4), np.int32)
+
+    def decode(self, codes, seed):
+        return np.zeros((len(codes), 8, 8, 3), np.uint8)
+
+
+def test_two_seeds_share_no_batch_and_folders_are_made_before_the_first(tmp_path, monkeypatch):
+    fake = Recorder()
+    monkeypatch.setattr(jaxtok, "load", lambda path: fake)
+    for seed in (0, 2, 4):
+        codes = tmp_path / f"{seed}/codes/a.npz"
+        out = [f"--out={tmp_path / f'{seed}/grids/a.png'}", f"--codes={codes}"]
+        generate.main(["--checkpoint=x", "--samples=6", "--batch=2", f"--seed={seed}", *out])
+        assert np.load(codes)["codes"].shape == (6, 4)
+    assert len(set(fake.seeds)) == 9
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        generate.main(["--checkpoint=x", f"--out={tmp_path}/a.png", f"--codes={tmp_path}/file/a.npz"])
+    assert len(fake.seeds) == 9

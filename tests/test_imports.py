@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "checkpoint": ("sharding",),
     "optim": ("sharding",),
     **dict.fromkeys(("__init__", "build", "tasks", "train", "tokenize", "evaluate", "export"), None),
-    **dict.fromkeys(("bound", "hub", "convert", "demo", "init_from", "plan", "stages", "__main__"), None),
+    **dict.fromkeys(("bound", "hub", "convert", "demo", "init_from", "plan", "stages", "command", "__main__"), None),
     **dict.fromkeys(("distributed", "chips", "hlo"), ()),
 }
 TENSORFLOW = ("tensorflow", "clu.metric_writers", "clu.periodic_actions")  # the last two import it

@@ -197,34 +197,28 @@ def test_two_simulated_processes(run, whole, tmp_path):
     assert files(tmp_path) == files(whole[0])
 
 
-def one_of_two(index, port, run, out):
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, index)
-    manifests = tokenize(run, out, **SIZES)
-    print(*manifests)
-
-
 def test_two_processes(run, whole, tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    code = "from tests.test_tokenize import *; one_of_two({}, {}, {!r}, {!r})"
-    processes = [python(code.format(i, port, str(run), str(tmp_path)), devices=2) for i in range(2)]
+    flags = [f"--checkpoint={run}", f"--out={tmp_path}", "--batch=8", "--shard=16"]
+    flags += [f"--coordinator=localhost:{port}", "--processes=2"]
+    several = [python("-m", "jaxtok.tokenize", *flags, f"--process={i}", devices=2) for i in range(2)]
     try:
-        for process in processes:
-            out, _ = process.communicate(timeout=120)
-            assert out.endswith("train eval\n"), out
+        said = [process.communicate(timeout=120)[0] for process in several]
+        assert [process.returncode for process in several] == [0, 0], said
+        assert ["Codes of" in out for out in said] == [True, False]
     finally:
-        for process in processes:
+        for process in several:
             process.kill()
             process.wait()
     assert files(tmp_path) == files(whole[0])
 
 
-def python(code, devices=1):
+def python(*arguments, devices=1):
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(runs.ROOT)}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen([sys.executable, "-c", code], cwd=runs.ROOT, env=env, **pipes)
+    return subprocess.Popen([sys.executable, *arguments], cwd=runs.ROOT, env=env, **pipes)
 
 
 # ---- killed and restarted ----
@@ -255,7 +249,7 @@ def killed(run, out, where):
 def test_killed_and_restarted_on_other_processes(run, whole, tmp_path):
     for where, left in (("shard", "000001.array_record.unfinished"), ("entry", "000001.array_record")):
         code = f"from tests.test_tokenize import *; killed({str(run)!r}, {str(tmp_path)!r}, {where!r})"
-        process = python(code)
+        process = python("-c", code)
         out, _ = process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL, out
         there = {path.name for path in (tmp_path / "train").iterdir()}

@@ -81,8 +81,8 @@ def train_batches(
     return Batches(batches, source, workers, n, max_bad)
 
 
-def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_count=1, limit=None, max_bad=0.01):
-    """One pass over the first `limit` examples (None: all) in order; every example once, over all processes together.
+def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_count=1, max_bad=0.01):
+    """One pass over all examples in order; every example once, over all processes together.
 
     Batches are as in `train_batches`, plus `mask` bool [b]: False marks a row that is no example, because the set ended
     or the record is bad; such a row has zeros, an empty caption and index -1. All processes get equally many batches.
@@ -91,9 +91,7 @@ def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_
     import grain
 
     b = local_batch_size(source, batch_size, process_index, process_count)
-    if limit is not None and limit <= 0:
-        raise ValueError(f"limit must be positive, or None for all examples, got {limit}.")
-    n = len(source) if limit is None else min(limit, len(source))
+    n = len(source)
 
     def read(index):
         return augment(source[index] | {"index": np.int64(index)}, transforms, (index,))

@@ -100,14 +100,6 @@ def first_half(indices: np.ndarray, seed: int = 0) -> np.ndarray:
     return (coin ^ (indices & np.uint64(1))).astype(bool)
 
 
-def split_half_floor(features: np.ndarray, seed: int = 0) -> float:
-    """The distance between two random halves of one set [N D], N >= 4: what the same distribution gives at N / 2."""
-    features = np.asarray(features)
-    first = first_half(np.arange(len(features)), seed)
-    nothing = empty(features.shape[1])
-    return distance(update(nothing, features, first), update(nothing, features, ~first))
-
-
 def _covariance(a):
     if a.count < 2:
         raise ValueError(f"a covariance needs two features at least, and there is {a.count}: evaluate more pictures")

@@ -25,7 +25,7 @@ def look(task, variables, judge, features, key, batch) -> dict:
       variables: its trees.
       judge: None, or pictures uint8 [B H W 3] -> class int [B].
       features: None, or f(pictures in [0, 1]) -> [B D].
-      key: of the samples.
+      key: of the samples, which are others for every batch.
       batch: of the run's data, with `mask`.
 
     Returns rows, name -> [B ...], those of `task.evaluate` and "class/<title>"; features [1 + S B D] or None; and

@@ -36,7 +36,7 @@ def look(task, perturb, cells, variables, features, key, batch) -> dict:
     Returns psnr [cells B], features [cells B D] or None, and mask.
     """
     apply = functools.partial(task.model.apply, variables)
-    images, key = batch["image"].astype(jnp.float32) / 255, jax.random.fold_in(key, batch["index"].min())
+    images, key = batch["image"].astype(jnp.float32) / 255, jax.random.fold_in(key, batch["index"].max())
     codes = apply(batch["image"], method="encode")
     options = {name: value for name, value in task.samplers[0].items() if name != "title"}
 

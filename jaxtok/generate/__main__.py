@@ -1,7 +1,6 @@
 """Samples of a generator as a picture: python -m jaxtok.generate --checkpoint=runs/ar --labels=all --out=samples.png"""
 
 import argparse
-import ast
 import json
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 from tqdm import tqdm
 
 import jaxtok
-from jaxtok import sharding
+from jaxtok import command, sharding
 from jaxtok.build import build, nearest
 from jaxtok.eval import pictures
 
 
+@command.one_line("python -m jaxtok.generate")
 def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m jaxtok.generate",
@@ -47,20 +47,18 @@ def main(argv=None):
         help="options of the tokenizer's decoder, such as steps=20 guidance=7.5, over those of the run's config",
     )
     arguments = parser.parse_args(argv)
-    try:
-        names, labels, images = generate(arguments)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    for path in filter(None, (arguments.out, arguments.codes)):
+        path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written fails before anything is drawn
+    names, labels, images = generate(arguments)
     columns = {name: images[labels == label] for label, name in names.items()}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     pictures.grid(columns, arguments.out)
     print(f"{len(images)} samples: {arguments.out}" + (f", codes: {arguments.codes}" if arguments.codes else ""))
 
 
 def generate(arguments):
     """({label: name}, labels int [N], pictures uint8 [N H W 3]) of what the command asks for."""
-    if min(arguments.samples, arguments.batch) < 1:
-        raise ValueError("--samples and --batch are at least 1.")
+    if min(arguments.samples, arguments.batch) < 1 or arguments.seed < 0:
+        raise ValueError("--samples and --batch are at least 1, and --seed 0.")
     with jax.set_mesh(sharding.make_mesh()):
         generator = jaxtok.load(arguments.checkpoint)
     if not hasattr(generator, "sample"):
@@ -71,14 +69,15 @@ def generate(arguments):
     labels = np.repeat(np.array(list(names), np.int32), arguments.samples)
     options = {k: getattr(arguments, k) for k in ("tokens", "guidance", "temperature", "top_k", "top_p", "steps")}
     options = {k: v for k, v in options.items() if v is not None}
-    decoder = dict(pair(text) for text in arguments.decode)
+    decoder = dict(map(command.pair, arguments.decode))
     rows, images, size = [], [], arguments.batch
     for start in tqdm(range(0, len(labels), size), unit="batch", disable=None):
         given = labels[start : start + size]
         padded = np.pad(given, (0, size - len(given)), mode="edge")  # one program for all batches
         condition = dict(batch=size) if arguments.labels is None else dict(labels=padded)
-        codes = generator.sample(**condition, seed=arguments.seed + start, **options)
-        images.append(np.asarray(generator.decode(codes, seed=arguments.seed + start, **decoder))[: len(given)])
+        seed = int(np.random.SeedSequence((arguments.seed, start)).generate_state(1)[0])  # no two runs share a batch
+        codes = generator.sample(**condition, seed=seed, **options)
+        images.append(np.asarray(generator.decode(codes, seed=seed, **decoder))[: len(given)])
         rows.append(np.asarray(codes)[: len(given)])
     if arguments.codes:
         np.savez(arguments.codes, codes=np.concatenate(rows), labels=labels)
@@ -106,17 +105,6 @@ def classes(arguments):
         else:
             raise ValueError(f'--labels: there is no class "{text}".{nearest(text, known)} {", ".join(known)}'.rstrip())
     return chosen
-
-
-def pair(text):
-    """steps=20 -> ("steps", 20)."""
-    key, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f'--decode takes KEY=VALUE, and not "{text}".')
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ at t = 1 nothing is left of it.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import batch_size, check_given, is_guided, labels
+from jaxtok.generate.condition import check_given, labels, passes
 from jaxtok.generate.objective import Scores
 from jaxtok.nn import flow
 from jaxtok.nn.decoder_block import Side, stack
@@ -129,20 +128,11 @@ class BitDiffusion(nn.Module):
         """
         if steps < 1:
             raise ValueError(f"BitDiffusion.sample needs at least 1 step, got {steps}.")
-        guided = is_guided(guidance, condition)
-        batch, null = batch_size(condition, batch), None
-        if guided:
-            condition, null = sampling.pair_with_null(condition, batch)
-        module, variables = self.unbind()  # a bound module must not be called inside a scan
-        predict = partial(module.apply, variables, condition=condition, null=null)
+        predict, batch = passes(self, condition, batch, guidance)
 
         def turn(x, now):
             i, t = now
-            if guided:
-                odds = predict(sampling.pair(x, x), jnp.full(2 * batch, t))
-                odds = sampling.guide_pairs(odds, guidance, i, steps)
-            else:
-                odds = predict(x, jnp.full(batch, t))
+            odds = predict(sampling.scale_at(guidance, i, steps), x, t)
             p = posterior(x, jax.nn.sigmoid(odds), t, t - 1 / steps)
             last = i == steps - 1
             drawn = jax.random.bernoulli(jax.random.fold_in(rng, i), p)

@@ -1,6 +1,9 @@
 """What all generators ask of a condition."""
 
+import jax
 import jax.numpy as jnp
+
+from jaxtok.generate import sampling
 
 
 def labels(condition, classes, batch, null=None):
@@ -32,3 +35,24 @@ def is_guided(guidance, condition):
     if guided and condition is None:
         raise ValueError("Guidance needs a condition to guide towards: give one, or guidance 1.0.")
     return guided
+
+
+def passes(module, condition, batch, guidance):
+    """How a sampler calls a bound module over all its places: (predict, how many samples).
+
+    predict(scale, x, *times) is module(x, *times, condition) of x [B ...] at times [], guided by `scale` if `guidance`
+    is not 1: both passes are then one call.
+    """
+    guided = is_guided(guidance, condition)
+    batch, null = batch_size(condition, batch), None
+    if guided:
+        condition = jax.tree.map(lambda x: sampling.pair(x, x), condition)
+        null = jnp.arange(2 * batch) % 2 == 1  # each sample's second pass has no class
+    module, variables = module.unbind()  # a bound module must not be called inside a scan
+
+    def predict(scale, x, *times):
+        x = sampling.pair(x, x) if guided else x
+        y = module.apply(variables, x, *(jnp.full(len(x), t) for t in times), condition, null=null)
+        return sampling.guide(*sampling.unpair(y), scale) if guided else y
+
+    return predict, batch

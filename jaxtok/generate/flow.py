@@ -1,7 +1,6 @@
 """Rectified flow over continuous latents: the class-conditional transformer of SiT (arXiv 2401.08740)."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import batch_size, check_given, is_guided, labels
+from jaxtok.generate.condition import check_given, labels, passes
 from jaxtok.generate.objective import Scores
 from jaxtok.nn import flow
 from jaxtok.nn.decoder_block import Side, stack
@@ -102,18 +101,8 @@ class Flow(nn.Module):
             raise ValueError(f'Flow.sample has the solvers {SOLVERS}, not "{solver}".')
         if steps < 1:
             raise ValueError(f"Flow.sample needs at least 1 step, got {steps}.")
-        guided = is_guided(guidance, condition)
-        batch, null = batch_size(condition, batch), None
-        if guided:
-            condition, null = sampling.pair_with_null(condition, batch)
-        module, variables = self.unbind()  # a bound module must not be called inside a scan
-        predict = partial(module.apply, variables, condition=condition, null=null)
-
-        def velocity(x, t, scale):
-            if not guided:
-                return predict(x, jnp.full(batch, t))
-            return sampling.guide(*sampling.unpair(predict(sampling.pair(x, x), jnp.full(2 * batch, t))), scale)
-
+        predict, batch = passes(self, condition, batch, guidance)
+        velocity = lambda x, t, scale: predict(scale, x, t)
         scales = jnp.stack([jnp.asarray(sampling.scale_at(guidance, i, steps), jnp.float32) for i in range(steps)])
         noise = jax.random.normal(rng, (batch, *self.shape))
         if solver == "heun":

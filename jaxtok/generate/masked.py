@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import batch_size, check_given, is_guided, labels
+from jaxtok.generate.condition import check_given, labels, passes
 from jaxtok.generate.objective import score
 from jaxtok.nn.decoder_block import Block, Side, stack
 from jaxtok.nn.linear import Linear
@@ -171,19 +171,13 @@ class Masked(nn.Module):
             raise ValueError(f"A masked model samples all of its {self.length} tokens, not {tokens}.")
         if steps < 1:
             raise ValueError(f"Masked.sample needs at least 1 step, got {steps}.")
-        guided = is_guided(guidance, condition)
-        batch, null = batch_size(condition, batch), None
-        if guided:
-            condition, null = sampling.pair_with_null(condition, batch)
-        module, variables = self.unbind()  # a bound module must not be called inside a scan
+        predict, batch = passes(self, condition, batch, guidance)
 
         def turn(state, now):
             step, count = now
             indices, masked = state
             shown = jnp.where(masked, self.vocabulary, indices)
-            logits = module.apply(variables, sampling.pair(shown, shown) if guided else shown, condition, null=null)
-            if guided:
-                logits = sampling.guide_pairs(logits, guidance, step, steps)
+            logits = predict(sampling.scale_at(guidance, step, steps), shown)
             left = 1 - (step + 1) / steps
             keys = jax.random.split(jax.random.fold_in(rng, step))
             uniforms = [jax.random.uniform(k, s) for k, s in zip(keys, (logits.shape, masked.shape), strict=True)]

@@ -58,11 +58,6 @@ def unpair(x):
     return x[:, 0], x[:, 1]
 
 
-def pair_with_null(condition, batch):
-    """A condition of `batch` samples -> (each sample's twice, and whose is dropped, bool [2B]: the second's)."""
-    return jax.tree.map(lambda x: pair(x, x), condition), jnp.arange(2 * batch) % 2 == 1
-
-
 def guide_pairs(x, guidance, step, steps):
     """What both passes gave, [2B ...] in pairs -> guided [B ...]."""
     return guide(*unpair(x), scale_at(guidance, step, steps))
@@ -110,8 +105,13 @@ def likeliest(logits):
 def draw(key, logits, temperature=1.0, top_k=0, top_p=1.0):
     """Codes int32 [...] from logits [... K]; temperature 0 takes the likeliest.
 
-    Code for code what jax.random.categorical draws, the largest of logits and Gumbel noise.
+    Code for code what jax.random.categorical draws, the largest of logits and Gumbel noise. ValueError for options
+    that are out of range.
     """
+    if not (temperature >= 0 and top_k >= 0 and 0 <= top_p <= 1):
+        raise ValueError(
+            f"temperature={temperature} and top_k={top_k} must be 0 or more, and top_p={top_p} in 0 ... 1."
+        )
     if temperature == 0:
         return likeliest(logits)
     return likeliest(filtered(logits, temperature, top_k, top_p) + jax.random.gumbel(key, logits.shape))

@@ -40,11 +40,17 @@ def means(pictures):
     return pictures.mean((1, 2))
 
 
-def look(run, cells, key=0):
+def look(run, cells, **changes):
     task, variables, images = run
     features = jax.tree_util.Partial(means)
     function = functools.partial(perturbation.look, task, perturb, cells)
-    return jax.device_get(jax.jit(function)(variables, features, jax.random.key(key), batch(images)))
+    return jax.device_get(jax.jit(function)(variables, features, jax.random.key(0), batch(images) | changes))
+
+
+def test_batches_with_a_blank_have_draws_of_their_own(run):
+    first, second = (np.r_[-1, start : start + 11].astype(np.int32) for start in (0, 11))
+    one, other = (look(run, [(0.5, 8)], index=index)["psnr"] for index in (first, second))
+    assert np.abs(one - other).max() > 1e-3
 
 
 def test_the_grid_is_a_share_of_the_vocabulary():

@@ -63,6 +63,12 @@ def test_temperature_0_takes_the_likeliest(logits):
     assert np.array_equal(sampling.draw(jax.random.key(0), logits, 0, 3, 0.5), logits.argmax(-1))
 
 
+@pytest.mark.parametrize("wrong", [dict(temperature=-1.0), dict(top_k=-1), dict(top_p=-0.1), dict(top_p=1.5)])
+def test_options_out_of_range_are_refused(logits, wrong):
+    with pytest.raises(ValueError, match="temperature=.* must be 0 or more, and top_p=.* in 0 ... 1"):
+        sampling.draw(jax.random.key(0), logits, **wrong)
+
+
 def test_draws_are_those_of_categorical_and_the_likeliest_is_the_argmax():
     logits = jnp.array([[0.0, 3.0, 3.0, -jnp.inf], [-jnp.inf] * 4, [2.0, 1.0, 0.0, 2.0]])
     assert sampling.likeliest(logits).tolist() == logits.argmax(-1).tolist() == [1, 0, 0]
