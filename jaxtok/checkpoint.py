@@ -25,8 +25,9 @@ from ml_collections import ConfigDict
 
 from jaxtok.sharding import path_name
 
-# What may change when a run goes on: where and how often, never what is computed.
-FREE = ("mesh", "sharding", "log_every", "checkpoint", "eval", r"data\.workers", "tensorboard")
+# What may change when a run goes on: where and how often, never what is computed. Weights that it began with are in its
+# checkpoints by then, wherever they came from.
+FREE = ("mesh", "sharding", "log_every", "checkpoint", "eval", r"data\.workers", "tensorboard", r"init_from\.\d+\.path")
 
 
 class Misfit(ValueError):
@@ -103,15 +104,14 @@ class Checkpoints:
         try:
             if self._saving is not None:
                 self._saving[1].result(timeout=0)
-        except TimeoutError:  # it is under way
-            return
+        except TimeoutError as error:
+            if not error.args:  # it is under way; a disk or a network that timed out says something
+                return
         except Exception:  # of which `wait` says more
             pass
         self.wait()
 
-    def close(self) -> None:
-        """Waits. Call it before the process ends, also after an error."""
-        self.wait()
+    close = wait  # call it before the process ends, also after an error
 
     def steps(self) -> list[int]:
         """The complete checkpoints, ascending."""
@@ -147,10 +147,11 @@ class Checkpoints:
     def restore_newest(self, abstract_state: Any) -> tuple[Any, int, list[str]]:
         """(`restore` of the newest step that can be read, that step, a sentence for each newer one that cannot).
 
-        What cannot be read is set aside as STEP.damaged, or its step could not be saved again. RuntimeError if none can
-        be read: a run must not begin anew in silence. ValueError as of `restore`.
+        What cannot be read is set aside as STEP.damaged, or its step could not be saved again: once an older one has
+        been read, for a fault of the reader (memory, the disk) spoils all of them alike. RuntimeError, with nothing
+        renamed, if none can be read: a run must not begin anew in silence. ValueError as of `restore`.
         """
-        said = []
+        reasons = {}
         for step in reversed(self.steps()):
             state, error = None, None
             try:
@@ -160,16 +161,14 @@ class Checkpoints:
             except Exception as reason:  # Orbax and what it stands on have many
                 error = reason
             if np.all(multihost_utils.process_allgather(np.array(error is None))):  # all take the same step
-                return state, step, said
-            reason = (
-                f"{type(error).__name__}: {str(error).splitlines()[0][:200]}" if str(error) else "on another process"
-            )
-            said.append(f"Checkpoint {step} in {self.folder} is damaged ({reason}); it is set aside as {step}.damaged.")
-            multihost_utils.sync_global_devices(f"checkpoint {step} is damaged")
-            if jax.process_index() == 0:
-                (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
-            multihost_utils.sync_global_devices(f"checkpoint {step} is set aside")
-        raise RuntimeError("No checkpoint can be read. " + " ".join(said) + " Take another workdir to begin anew.")
+                return state, step, self._set_aside(reasons)
+            reasons[step] = "on another process" if error is None else repr(error)[:200]
+        raise RuntimeError(
+            f"No checkpoint in {self.folder} can be read: "
+            + "; ".join(f"{step} ({reason})" for step, reason in reasons.items())
+            + ". They are left as they are. If memory or a disk is the reason, mend that and run again; "
+            "to begin anew, take another workdir."
+        )
 
     def restore_params(
         self, step: int | None = None, which: str = "ema", abstract: Any = None, whole: bool = True
@@ -193,6 +192,17 @@ class Checkpoints:
             tops = sorted({name.split("/")[0] for name in stored})
             raise ValueError(f'Checkpoint {step} in {self.folder} holds no "{which}", only {", ".join(tops)}.')
         return self._load(step, {which: abstract}, part=which, whole=whole)[which]
+
+    def _set_aside(self, reasons):
+        """Renames damaged steps; a sentence for each of {step: reason}."""
+        if jax.process_index() == 0:
+            for step in reasons:
+                (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
+        multihost_utils.sync_global_devices("what is damaged is set aside")
+        return [
+            f"Checkpoint {step} in {self.folder} is damaged ({reason}); it is set aside as {step}.damaged."
+            for step, reason in reasons.items()
+        ]
 
     def _list(self):
         """`steps`, as this process sees them."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -75,6 +76,24 @@ def agreement() -> Callable[[bool], bool]:
         return bool(answer)
 
     return agreed
+
+
+@contextlib.contextmanager
+def until_signal(received):
+    """SIGTERM and Ctrl-C put their names into the list, so that the loop ends after the step at hand."""
+
+    def note(number, frame):
+        if received:  # the second one means it
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        received.append(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

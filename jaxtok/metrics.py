@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 # The metrics that stand on the progress line, if a `log` brings them, and how they are written there.
@@ -23,13 +25,14 @@ class Logger:
     """Says how a run is doing: on the screen, in `workdir/metrics.jsonl` and, if asked, in TensorBoard.
 
     On a terminal it keeps one live progress bar; elsewhere (a file, a pipe, a cluster's log) each `log` that brings a
-    loss or a rate prints one plain line. `metrics.jsonl` gets one JSON object a `log` call, flushed at once:
+    loss or a rate prints one plain line. `metrics.jsonl` gets one JSON object a `log` call, and is then closed again:
     `{"step": ..., name: number, ...}`; NaN and the infinities, which JSON does not have, are written as null.
     A resumed run drops the lines past `start_step`, whose steps it repeats; a run from step 0 begins an empty file.
     Only process 0 writes and speaks.
 
     Args:
-      workdir: the run's folder; made if missing.
+      workdir: the run's folder, made if missing; of a bucket too ("gs://BUCKET/run"), where the file, which cannot grow
+        there, is written anew by each `log`.
       total_steps: the step at which the run ends.
       start_step: steps already done: 0, or the step of the checkpoint it resumed from.
       tensorboard: also write `workdir/tensorboard`; needs the extra `jaxtok[tensorboard]`, else ImportError.
@@ -39,15 +42,15 @@ class Logger:
         self.total_steps = total_steps
         self.first = None  # (step, time) of the first log: what came before it is compilation, not speed
         self.active = jax.process_index() == 0
-        self.file = self.writer = self.bar = None
+        self.writer = self.bar = None
         if not self.active:
             return
-        os.makedirs(workdir, exist_ok=True)
-        path = os.path.join(workdir, "metrics.jsonl")
-        _keep_until(path, start_step)
-        self.file = open(path, "a", buffering=1, encoding="utf-8")
+        workdir = epath.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self.path = workdir / "metrics.jsonl"
+        self.text = _keep_until(self.path, start_step)
         if tensorboard:
-            self.writer = _tensorboard_writer(os.path.join(workdir, "tensorboard"))
+            self.writer = _tensorboard_writer(str(workdir / "tensorboard"))
         if sys.stderr.isatty():
             bar_format = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
             self.bar = tqdm(total=total_steps, initial=start_step, bar_format=bar_format, dynamic_ncols=True)
@@ -58,7 +61,7 @@ class Logger:
             return
         scalars = {name: _number(name, value) for name, value in metrics.items()}
         record = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self.file.write(json.dumps({"step": int(step), **record}, allow_nan=False) + "\n")
+        self._write(json.dumps({"step": int(step), **record}, allow_nan=False) + "\n")
         if self.writer:
             self.writer.write_scalars(step, scalars)
         words = [text.format(scalars[name]) for name, text in ON_THE_BAR.items() if name in scalars]
@@ -87,14 +90,20 @@ class Logger:
         self.print(format_table(title, rows))
 
     def close(self) -> None:
-        """Ends the bar and closes the files; a second call does nothing."""
+        """Ends the bar and TensorBoard's file; a second call does nothing."""
         if self.bar is not None:
             self.bar.close()
         if self.writer:
             self.writer.close()
-        if self.file:
-            self.file.close()
-        self.active, self.file, self.writer, self.bar = False, None, None, None
+        self.active, self.writer, self.bar = False, None, None
+
+    def _write(self, line):
+        if "://" in str(self.path):
+            self.text += line
+            self.path.write_text(self.text)
+        else:
+            with self.path.open("a") as file:
+                file.write(line)
 
 
 class Window:
@@ -153,6 +162,14 @@ def memory_peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kB on Linux
 
 
+def copy_files(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies all files below a local folder, where alone the profiler writes, to below another, be it in a bucket."""
+    for file in filter(Path.is_file, Path(source).rglob("*")):
+        place = epath.Path(target) / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+
+
 def format_table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as aligned plain text under the title: columns of numbers to the right, of words to the left.
 
@@ -193,28 +210,28 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _keep_until(path: str, step: int) -> None:
-    """Takes out the lines past `step` and those a kill cut short, by one rename: a kill now loses nothing."""
+def _keep_until(path: epath.Path, step: int) -> str:
+    """Takes out the lines past `step` and those a kill cut short, by one rename: a kill now loses nothing.
+
+    Returns the lines that stay.
+    """
     kept, past, broken = [], 0, 0
-    if step and os.path.exists(path):
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    repeated = json.loads(line)["step"] > step
-                except (ValueError, KeyError, TypeError):
-                    broken += 1
-                    continue
-                past += repeated
-                if not repeated:
-                    kept.append(line.rstrip("\n") + "\n")
+    if step and path.exists():
+        for line in path.read_bytes().decode("utf-8", "replace").splitlines():
+            try:
+                repeated = json.loads(line)["step"] > step
+            except (ValueError, KeyError, TypeError):
+                broken += 1
+                continue
+            past += repeated
+            if not repeated:
+                kept.append(line + "\n")
         if past or broken:
             print(f"{path}: dropped {past} lines past step {step}, whose steps run again, and {broken} broken lines")
-    partial = path + ".partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(kept))
+    partial.replace(path)
+    return "".join(kept)
 
 
 def _tensorboard_writer(folder: str):

@@ -1,5 +1,6 @@
 """AdamW as the field uses it: warm-up and decay of the rate, clipping, decay masks, rates per parameter, EMA."""
 
+import difflib
 import re
 
 import jax
@@ -71,20 +72,20 @@ def _scale(lr_factors):
 
 
 def per_parameter(params, rules, default):
-    """A tree like params of the value whose regex matches the path first, else default."""
-    unused = {regex for regex, _ in rules}
+    """A tree like params of the value whose regex matches the path first, else default.
 
-    def pick(path, _):
-        for regex, value in rules:
-            if re.search(regex, path_name(path)):
-                unused.discard(regex)
-                return value
-        return default
-
-    tree = jax.tree_util.tree_map_with_path(pick, params)
-    if unused:
-        raise ValueError(f"optimizer: no parameter matches {sorted(unused)}; the paths are those the run prints.")
-    return tree
+    ValueError for a regex that matches no path, or none that those before it leave.
+    """
+    rule_of = lambda path: next((i for i, (regex, _) in enumerate(rules) if re.search(regex, path)), None)
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for i in sorted(set(range(len(rules))) - {rule_of(path) for path in paths}):
+        regex = rules[i][0]
+        if any(re.search(regex, path) for path in paths):
+            raise ValueError(f"optimizer: rules before {regex!r} match all its parameters: move it up, or take it out.")
+        near = difflib.get_close_matches(regex.strip("^$"), paths, 3, 0)
+        raise ValueError(f"optimizer: no parameter matches {regex!r}; the nearest paths are {', '.join(near)}.")
+    values = [default if (i := rule_of(path)) is None else rules[i][1] for path in paths]
+    return jax.tree.unflatten(jax.tree.structure(params), values)
 
 
 def ema_update(ema, params, step, decay):

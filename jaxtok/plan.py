@@ -26,7 +26,6 @@ from ml_collections import ConfigDict
 
 from jaxtok import build, command, hlo, sharding, stages, train
 from jaxtok.chips import CHIPS
-from jaxtok.data import pipeline
 from jaxtok.metrics import format_table
 from jaxtok.nn import flops
 
@@ -83,21 +82,17 @@ def batch_shapes(config, task):
             task.codec  # noqa: B018  says that the tokenizer is not there, if that is not there either
             raise  # no picture stands in for codes
         side = spec.get("size", 512)
-        source, example = None, {"image": np.full((side, side, 3), 128, np.uint8), "label": np.int32(0), "caption": ""}
+        source = [{"image": np.full((side, side, 3), 128, np.uint8), "label": np.int32(0), "caption": ""}]
     else:
         task.check(source)
-        example = source[0]
-    example = pipeline.augment(example, train.transforms(config.data.train), (0, 0))
-    batch = train.numeric(pipeline.stack([example], source))
-    return {k: jax.ShapeDtypeStruct((config.batch_size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+    return train.batch_shapes(
+        source, train.transforms(config.data.train), config.batch_size, config.data.get("max_bad", 0.01)
+    )
 
 
 def compile_step(config, devices):
     """Compiles the step and returns what is known of it, per chip: whether it fits, bytes, FLOPs and times."""
     mesh = build.call(sharding.make_mesh, options=config.mesh.to_dict() | {"devices": devices}, where="config.mesh")
-    if config.batch_size % config.accumulate:
-        raise ValueError(f"batch_size {config.batch_size} must be divisible by accumulate {config.accumulate}.")
-    sharding.check_batch_size(config.batch_size // config.accumulate, mesh)
     task, chip = build.build(config.task), CHIPS.get(devices[0].device_kind)
     shapes = batch_shapes(config, task)
     _, state, step = train.program(config, task, mesh, shapes)

@@ -9,21 +9,20 @@ A stage is the config with the keys that it gives, each replaced whole. What it 
 (`task.frozen`, `init_from`), as of any run. An `init_from` path that is the name of an earlier stage is its workdir.
 """
 
-from pathlib import Path
-
+from etils import epath
 from ml_collections import ConfigDict
 
 from jaxtok import build
 from jaxtok.checkpoint import Checkpoints
 
 
-def runs(config: ConfigDict, workdir: str, known) -> list[tuple[Path, ConfigDict]]:
+def runs(config: ConfigDict, workdir: str, known) -> list[tuple[epath.Path, ConfigDict]]:
     """(workdir, config) of each stage, in order; without stages, those given.
 
     Args:
       known: the keys of a config. TypeError for a stage with another; ValueError for one without a name of its own.
     """
-    workdir, done, found = Path(workdir), {}, []
+    workdir, done, found = epath.Path(workdir).expanduser(), {}, []
     shared = ConfigDict({key: value for key, value in config.items() if key != "stages"})
     stages = config.get("stages", ())
     if not stages:
@@ -32,7 +31,7 @@ def runs(config: ConfigDict, workdir: str, known) -> list[tuple[Path, ConfigDict
         changes = {key: value for key, value in stage.items() if key != "name"}
         build.check_keys(changes, known, f"config.stages[{i}]")
         name = stage.get("name", "")
-        if not name or name in done or Path(name).name != name:
+        if not name or name in done or epath.Path(name).name != name:
             raise ValueError(f"config.stages[{i}].name is {name!r}: it names a folder, another one for each stage.")
         run = ConfigDict(shared.to_dict() | changes)
         run.init_from = tuple(
@@ -43,6 +42,6 @@ def runs(config: ConfigDict, workdir: str, known) -> list[tuple[Path, ConfigDict
     return found
 
 
-def finished(workdir: Path, config: ConfigDict) -> bool:
+def finished(workdir: epath.Path, config: ConfigDict) -> bool:
     """Whether the run of this config has its last checkpoint."""
     return Checkpoints(workdir).latest() == config.total_steps

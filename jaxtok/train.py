@@ -6,15 +6,15 @@ Read train() top to bottom: mesh, data, state, restore, steps, evaluation, end. 
 import contextlib
 import functools
 import os
-import signal
 import sys
-from pathlib import Path
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
+from etils import epath
 from jax.experimental import multihost_utils
 
 from jaxtok import build, command, distributed, optim, sharding, stages
@@ -22,7 +22,7 @@ from jaxtok.checkpoint import Checkpoints, claim_workdir
 from jaxtok.data import pipeline
 from jaxtok.eval import pictures
 from jaxtok.init_from import init_from
-from jaxtok.metrics import Logger, Window
+from jaxtok.metrics import Logger, Window, copy_files
 from jaxtok.nn import flops
 
 KEYS = (
@@ -34,60 +34,54 @@ SHOWN = 8  # rows of the picture
 
 def run(config, workdir, profile=False):
     """`train`, for each stage of a config in turn; those that have ended are passed over. Returns the last metrics."""
-    metrics, runs = {}, stages.runs(config, workdir, KEYS)
+    metrics, stop, runs = {}, [], stages.runs(config, workdir, KEYS)
     for number, (folder, stage) in enumerate(runs, 1):
         if number < len(runs) and stages.finished(folder, stage):
+            claim_workdir(folder, stage)  # a key that changed since would else be ignored
             continue
-        metrics = train(stage, folder, profile)
-        if number < len(runs) and not stages.finished(folder, stage):  # it was told to stop
+        metrics = train(stage, folder, profile, stop)
+        if np.any(multihost_utils.process_allgather(np.array(bool(stop)))):  # be it in the very last step
+            if number < len(runs) and jax.process_index() == 0:
+                print(f"A signal stopped the recipe in {folder.name}; the same command goes on from there.", flush=True)
             break
     return metrics
 
 
-def train(config, workdir, profile=False):
+def train(config, workdir, profile=False, stop=None):
     """Trains `config` in `workdir`, resuming where an earlier run of it stopped. Returns the final metrics.
 
-    profile: writes a trace of three steps, the eleventh and two more, to workdir/profile (TensorBoard and Perfetto).
+    Args:
+      workdir: made if missing; of a bucket too ("gs://BUCKET/run").
+      profile: writes a trace of three steps, the eleventh and two more, to workdir/profile (TensorBoard and Perfetto).
+      stop: a list to which signals put their names while it trains (`distributed.until_signal`), for whoever called it.
     """
     build.check_keys(config, KEYS, "The config")
     build.check_keys(config.data, ("train", "eval", "workers", "max_bad"), "config.data")
     for split, keys in (("train", ("source", "transforms")), ("eval", ("source", "transforms", "batch_size"))):
         build.check_keys(config.data[split], keys, f"config.data.{split}")
     build.check_keys(config.checkpoint, ("every", "keep_last", "keep_every"), "config.checkpoint")
-    workdir, total = Path(workdir), config.total_steps
+    if min(config.log_every, config.checkpoint.every) < 1:
+        raise ValueError(
+            f"log_every={config.log_every} and checkpoint.every={config.checkpoint.every} must be at least 1."
+        )
+    workdir, total = epath.Path(workdir).expanduser(), config.total_steps
 
     # Mesh.
     mesh = build.call(sharding.make_mesh, options=config.mesh, where="config.mesh")
-    if config.batch_size % config.accumulate:
-        raise ValueError(f"batch_size {config.batch_size} must be divisible by accumulate {config.accumulate}.")
-    for size in (config.batch_size // config.accumulate, config.data.eval.batch_size):
-        sharding.check_batch_size(size, mesh)
+    sharding.check_batch_size(config.data.eval.batch_size, mesh)
 
     # Data: whatever is missing fails here, before the first step.
     source, held_out = build.build(config.data.train.source), build.build(config.data.eval.source)
-    shared = dict(
-        process_index=jax.process_index(), process_count=jax.process_count(), max_bad=config.data.get("max_bad", 0.01)
-    )
-    batches = functools.partial(
-        pipeline.train_batches,
-        source,
-        transforms(config.data.train),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.data.get("workers", 0),
-        **shared,
-    )
+    change, look_change = transforms(config.data.train), transforms(config.data.eval)
+    max_bad = config.data.get("max_bad", 0.01)
+    shapes = batch_shapes(source, change, config.batch_size, max_bad)
+    eval_shapes = batch_shapes(held_out, look_change, config.data.eval.batch_size, max_bad)
+    for name, dtype in (("mask", bool), ("index", jnp.int32)):
+        eval_shapes[name] = jax.ShapeDtypeStruct((config.data.eval.batch_size,), dtype)
+    shared = dict(process_index=jax.process_index(), process_count=jax.process_count(), max_bad=max_bad)
     eval_batches = functools.partial(
-        pipeline.eval_batches,
-        held_out,
-        transforms(config.data.eval),
-        batch_size=config.data.eval.batch_size,
-        **shared,
+        pipeline.eval_batches, held_out, look_change, batch_size=config.data.eval.batch_size, **shared
     )
-    with batches() as probe:
-        shapes = global_shapes(numeric(next(probe)), jax.process_count())
-    with eval_batches() as probe:
-        eval_shapes = global_shapes(numbered(next(probe)), jax.process_count())
 
     # State: its layout over the mesh comes first, so that nothing is ever whole on one device.
     task = build.build(config.task)
@@ -98,17 +92,20 @@ def train(config, workdir, profile=False):
     jax.eval_shape(task.evaluate, abstract["ema"], abstract["mutable"], abstract["frozen"], eval_shapes, key)
 
     # Restore: what a checkpoint holds, or everything fresh, with what `init_from` brings.
-    claim_workdir(workdir, config)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every or None)
     frozen = Checkpoints(workdir / "frozen", keep_last=1)  # apart, and written once
     start, damaged = 0, []
     if checkpoints.latest():
+        claim_workdir(workdir, config)
         state, start, damaged = checkpoints.restore_newest(saved(abstract))
         state |= {"frozen": {}}
         if abstract["frozen"]:
             state |= frozen.restore({"frozen": abstract["frozen"]})
     else:
+        claim_workdir(workdir, config, free=(".*",))  # a run that saved nothing may begin anew, otherwise
         state = init_from(init(key), build.build(config.init_from) + task.sources())
+        if jax.process_index() == 0:
+            frozen.folder.rmtree(missing_ok=True)  # of that run
         if state["frozen"]:
             frozen.save(0, {"frozen": state["frozen"]})
             frozen.close()
@@ -116,6 +113,15 @@ def train(config, workdir, profile=False):
     if profile and total < start + 13:
         raise ValueError(f"--profile traces the eleventh step and two more, and {total - start} are left.")
     traced = range(start + 10, start + 13) if profile else range(-1, -1)
+    data = pipeline.train_batches(  # it reads while the step is compiled
+        source,
+        change,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=start,
+        workers=config.data.get("workers", 0),
+        **shared,
+    )
 
     # The step, compiled once.
     log = Logger(workdir, total, start, tensorboard=config.tensorboard)
@@ -133,20 +139,17 @@ def train(config, workdir, profile=False):
             log.print(f"loss/{name} is off: its weight is 0.")
     step_fn = step_fn.lower(abstract, shapes).compile()
     step_flops = count_flops(config, shapes)
-    evaluate = jax.jit(sharding.on_mesh(mesh, task.evaluate))
-    evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir)
+    evaluate = jax.jit(sharding.on_mesh(mesh, functools.partial(first_pictures, task.evaluate)))
+    evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir, log)
 
     metrics, pending, window = {}, [], Window()
+    stop = [] if stop is None else stop
     agreed = distributed.agreement()
-    with (
-        batches(start_step=start) as data,
-        contextlib.closing(log),
-        contextlib.closing(checkpoints),
-        until_signal() as stop,
-    ):
+    with data, contextlib.closing(log), contextlib.closing(checkpoints), distributed.until_signal(stop):
         for step in range(start, total):
             if step == traced.start:
-                jax.profiler.start_trace(workdir / "profile")
+                trace = tempfile.TemporaryDirectory()
+                jax.profiler.start_trace(trace.name)
             with window.waiting(step + 1, type(source).__name__):
                 batch = sharding.put_batch(numeric(next(data)), mesh)
             state, logs = step_fn(state, batch)  # returns at once: the next batch is read and moved while it runs
@@ -157,28 +160,28 @@ def train(config, workdir, profile=False):
             if done == traced.stop:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
+                copy_files(trace.name, workdir / "profile")
                 log.print(f"A trace of steps {traced.start + 1} to {done}: {workdir / 'profile'}")
             stopping = agreed(bool(stop))  # asked once, for it may change at any moment
             save = stopping or done == total or done % config.checkpoint.every == 0
-            if save or done % config.log_every == 0:
+            look = config.eval_every and done % config.eval_every == 0 and done < total and not stopping
+            if save or look or done % config.log_every == 0:
                 means = fetch(pending, done, checkpoints)
-                means["data_bad"] = len(data.bad)
+                means["data_bad"] = len(data.bad)  # of the rows of process 0
                 log.log(done, means | window.close(len(pending) * config.batch_size, step_flops * len(pending)))
                 pending = []
             if save:
                 checkpoints.save(done, saved(state))
-            if done == total or (config.eval_every and done % config.eval_every == 0 and not stopping):
-                metrics, table = evaluate(state)
-                log.log(done, {f"eval/{name}": value for name, value in metrics.items()})
+            if look:
+                metrics, _ = evaluate(done, state)
                 window = Window()
             if stopping and done < total:
                 checkpoints.wait()
                 by = stop[0] if stop else "a signal to another process"
                 log.print(f"Stopped by {by} after step {done} and saved it; the same command goes on from there.")
                 return metrics
+        metrics, table = evaluate(total, state)
         checkpoints.wait()
-        if not metrics:  # the run had ended before
-            metrics, table = evaluate(state)
         log.table(f"Held-out {task.shows} of {workdir.name} at step {total}", table)
         log.print(f"Pictures: {workdir / task.shows}.png")
     return metrics
@@ -189,6 +192,11 @@ def train(config, workdir, profile=False):
 
 def program(config, task, mesh, shapes):
     """What a run compiles, from the shapes of its batch: (init: key -> state, the state as shapes and layout, step)."""
+    if config.accumulate < 1 or config.batch_size % config.accumulate:
+        raise ValueError(
+            f"batch_size {config.batch_size} must be divisible by accumulate {config.accumulate}, which is at least 1."
+        )
+    sharding.check_batch_size(config.batch_size // config.accumulate, mesh)
     rate = build.call(optim.schedule, config.total_steps, options=config.schedule, where="config.schedule")
     tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
     init = functools.partial(init_state, task, tx, shapes)
@@ -204,14 +212,9 @@ def program(config, task, mesh, shapes):
     return jax.jit(init, out_shardings=layout), abstract, step
 
 
-def pick(tree, keys):
-    """The entries of a dict that `keys` names."""
-    return {k: tree[k] for k in keys}
-
-
 def saved(state):
     """What of a state a checkpoint holds."""
-    return pick(state, [k for k in state if k != "frozen"])
+    return {k: v for k, v in state.items() if k != "frozen"}
 
 
 def init_state(task, tx, shapes, key):
@@ -260,22 +263,33 @@ def train_step(task, tx, rate, ema_decay, accumulate, state, batch):
     return state | new, logs
 
 
-def run_evaluation(task, evaluate, batches, mesh, workdir, state):
-    """One pass over the held-out data with the EMA weights: (metrics, table); draws workdir/<task.shows>.png."""
-    rows, shown = [], []
+def first_pictures(evaluate, *args):
+    """A task's evaluation of a batch, with as many pictures as are shown at most."""
+    out = evaluate(*args)
+    return out | {"pictures": [images[:SHOWN] for images in out["pictures"]]}
+
+
+def run_evaluation(task, evaluate, batches, mesh, workdir, log, done, state):
+    """One pass over the held-out data with the EMA weights: (metrics, table), logged; and workdir/<task.shows>.png."""
+    rows, shown, every = [], [], 1
     with batches() as data:
-        for batch in data:
+        for number, batch in enumerate(data):
             batch = sharding.put_batch(numbered(batch), mesh)
             out = evaluate(state["ema"], state["mutable"], state["frozen"], batch, jax.random.key(0))
             out, mask = multihost_utils.process_allgather((out, batch["mask"]), tiled=True)
-            out = jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out)
-            rows.append(out["rows"])
-            shown.append([images[:SHOWN].copy() for images in out["pictures"]])  # a view would keep the whole batch
+            rows.append(jax.tree.map(lambda x, mask=mask: np.asarray(x)[mask], out["rows"]))
+            if jax.process_index() == 0 and number % every == 0:
+                shown.append([np.asarray(images)[mask[:SHOWN]] for images in out["pictures"]])
+            if len(shown) == 2 * SHOWN:  # from every second batch of those, and from now on
+                shown, every = shown[::2], 2 * every
     if jax.process_index() == 0:
         columns = map(np.concatenate, zip(*shown, strict=True))
         columns = {t: c[:: max(1, len(c) // SHOWN)][:SHOWN] for t, c in zip(task.titles(), columns, strict=True)}
-        pictures.grid(columns, workdir / f"{task.shows}.png")
-    return task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+        with (workdir / f"{task.shows}.png").open("wb") as file:
+            pictures.grid(columns, file)
+    metrics, table = task.summarize({name: np.concatenate([r[name] for r in rows]) for name in rows[0]})
+    log.log(done, {f"eval/{name}": value for name, value in metrics.items()})
+    return metrics, table
 
 
 def fetch(pending, done, checkpoints):
@@ -285,10 +299,15 @@ def fetch(pending, done, checkpoints):
         for name, value in sorted(logs.items(), key=lambda item: item[0] == "grad_norm"):  # the losses first
             if (name.startswith("loss/") or name == "grad_norm") and not np.isfinite(value):
                 step, good = done - len(pending) + i + 1, checkpoints.latest()
+                mend = "lower schedule.peak_lr or set optimizer.clip, and"
                 raise FloatingPointError(
                     f"Step {step}: {name} is {value}. "
-                    + (f"The last good checkpoint is step {good}; " if good else "There is no checkpoint yet; ")
-                    + "lower schedule.peak_lr or set optimizer.clip, and run again."
+                    + (
+                        f"The last good checkpoint is step {good}: {mend} go on from its weights in another workdir, "
+                        f'with init_from=(dict(path="{checkpoints.folder.parent}"),).'
+                        if good
+                        else f"There is no checkpoint yet: {mend} run again."
+                    )
                 )
     return {name: float(np.mean([logs[name] for logs in pending])) for name in pending[0]}
 
@@ -324,28 +343,10 @@ def numbered(batch):
     return numeric(batch) | {"index": batch["index"].astype(np.int32)}
 
 
-def global_shapes(batch, processes):
-    """Shapes of the batch over all processes, from this process's part."""
-    return {k: jax.ShapeDtypeStruct((len(v) * processes, *v.shape[1:]), v.dtype) for k, v in batch.items()}
-
-
-@contextlib.contextmanager
-def until_signal():
-    """A list that SIGTERM or Ctrl-C puts its name into, so that the loop ends after the step at hand."""
-    received = []
-
-    def note(number, frame):
-        if received:  # the second one means it
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        received.append(signal.Signals(number).name)
-
-    before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def batch_shapes(source, change, batch_size, max_bad):
+    """The shapes of a global batch, from the first example that can be read."""
+    batch = numeric(pipeline.one_batch(source, change, max_bad))
+    return {k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype) for k, v in batch.items()}
 
 
 @command.one_line("python -m jaxtok.train")

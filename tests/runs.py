@@ -1,5 +1,6 @@
 """Tiny runs for tests: a config of seconds, and what a finished run says."""
 
+import contextlib
 import functools
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from etils.epath import backend, gpath
 
 from configs import flextok
 from jaxtok import checkpoint, plan, sharding, train
@@ -36,11 +38,11 @@ def changed(config, **changes):
     return config
 
 
-def alone(config, workdir, devices=1):
+def alone(config, workdir, devices=1, **options):
     """The metrics of a run on few devices: eight fake ones on two cores only cost time where there is much to train."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", functools.partial(sharding.make_mesh, devices=jax.devices()[:devices]))
-        return train.train(config, workdir)
+        return train.train(config, workdir, **options)
 
 
 def untrained(config, workdir):
@@ -58,6 +60,25 @@ def logged(workdir, name="loss"):
     """step -> the value of a metric in metrics.jsonl."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+@contextlib.contextmanager
+def bucket(root):
+    """What epath does in "gs://..." happens in the folder `root`, where files, as in an object store, do not grow."""
+    local = lambda text: str(text).replace("gs://", f"{root}/", 1)
+
+    class Store:
+        def __getattr__(self, name):
+            def call(*args, **options):
+                assert name != "open" or "a" not in args[1], f"{args[0]} cannot grow"
+                return getattr(backend.os_backend, name)(*map(local, args), **options)
+
+            return call
+
+    store = property(lambda path: Store() if str(path).startswith("gs://") else backend.os_backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpath._GPath, "_backend", store)
+        yield
 
 
 def start(workdir, *flags, devices=1):

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -178,6 +180,18 @@ def test_a_failed_save_is_heard_of_at_the_next_call(run, tmp_path):
     assert_same(run.restore(abstract()), init_state(2))
     run.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_disk_that_timed_out_is_a_failed_save_and_none_under_way(run):
+    """OSError(ETIMEDOUT) is a TimeoutError, as is what says that a save takes its time."""
+    run.save(1, init_state(1))
+    run.wait()
+    saving = lambda error: types.SimpleNamespace(result=lambda timeout=None: (_ for _ in ()).throw(error))
+    run._saving = 2, saving(TimeoutError())
+    run.check()
+    run._saving = 2, saving(OSError(errno.ETIMEDOUT, "Connection timed out"))
+    with pytest.raises(RuntimeError, match=r"Saving checkpoint 2 .*timed out.*; the last complete checkpoint is 1\."):
+        run.check()
 
 
 def test_a_save_that_cannot_start(run):
@@ -489,6 +503,13 @@ def test_what_may_change_between_restarts(tmp_path):
     claim_workdir(tmp_path, config(seed=1), free=("seed", "mesh", "data", "eval", "log"))
     with pytest.raises(ValueError, match='data.name: "emoji" -> "folder"'):
         claim_workdir(tmp_path, config(**{"data.name": "folder", "seed": 1}))
+
+
+def test_weights_to_begin_with_may_have_moved_since(tmp_path):
+    claim_workdir(tmp_path, config(init_from=[dict(path="runs/a"), dict(path="b", rules=[["x", None]])]))
+    claim_workdir(tmp_path, config(init_from=[dict(path="/abs/runs/a"), dict(path="b", rules=[["x", None]])]))
+    with pytest.raises(ValueError, match=r"init_from.1.rules.0"):
+        claim_workdir(tmp_path, config(init_from=[dict(path="/abs/runs/a"), dict(path="b", rules=[["y", None]])]))
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

@@ -3,13 +3,14 @@
 import json
 import resource
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtok import train
+from jaxtok import checkpoint, train
 from jaxtok.checkpoint import Checkpoints, Misfit
 from jaxtok.metrics import Window
 from tests import runs
@@ -66,12 +67,29 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(damage, tmp_pat
     assert Checkpoints(tmp_path).restore_newest(ABSTRACT)[1:] == (2, [])
 
 
-def test_when_none_can_be_read_the_run_does_not_begin_anew(tmp_path):
+def test_when_none_can_be_read_the_run_does_not_begin_anew_and_nothing_is_renamed(tmp_path, monkeypatch):
+    """Neither at this start nor at the next; a fault of the reader, such as too little memory, damages nothing."""
     saved(tmp_path, (1, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_load", lambda *args: (_ for _ in ()).throw(MemoryError("RESOURCE_EXHAUSTED")))
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"No checkpoint .* can be read: 2 \(MemoryError.*; 1 \(MemoryError"):
+                Checkpoints(tmp_path).restore_newest(ABSTRACT)
+    assert Checkpoints(tmp_path).restore_newest(ABSTRACT)[1:] == (2, [])
     for step in "12":
         garbage(tmp_path / "checkpoints" / step)
-    with pytest.raises(RuntimeError, match="No checkpoint can be read. .*2.damaged.*1.damaged"):
+    with pytest.raises(RuntimeError, match="They are left as they are"):
         Checkpoints(tmp_path).restore_newest(ABSTRACT)
+    assert Checkpoints(tmp_path).steps() == [1, 2]
+
+
+def test_what_only_another_process_cannot_read_is_said_so(tmp_path, monkeypatch):
+    saved(tmp_path, (1, 2))
+    answers = iter([False, True])
+    others = dict(process_allgather=lambda x: np.array([x, next(answers)]), sync_global_devices=lambda name: None)
+    monkeypatch.setattr(checkpoint, "multihost_utils", types.SimpleNamespace(**others))
+    _, step, said = Checkpoints(tmp_path).restore_newest(ABSTRACT)
+    assert step == 1 and "2 in" in said[0] and "(on another process)" in said[0]
 
 
 def test_a_checkpoint_of_another_state_is_not_damaged(tmp_path):
@@ -112,6 +130,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path
     pending = [{"loss/flow": np.float32(1), "grad_norm": np.float32(np.nan if i == 3 else 1)} for i in range(5)]
     with pytest.raises(FloatingPointError, match=r"Step 9: grad_norm is nan\. There is no checkpoint yet"):
         train.fetch(pending, 10, Checkpoints(tmp_path))
+    wanted = rf'good checkpoint is step 4: .*another workdir, with init_from=\(dict\(path="{tmp_path}"\),\)'
+    with pytest.raises(FloatingPointError, match=wanted):  # this workdir would refuse another rate
+        train.fetch(pending, 10, saved(tmp_path, (4,)))
 
 
 def test_a_wait_for_data_is_reported_while_it_lasts(capsys):

@@ -25,7 +25,9 @@ TRUNK = dict(width=32, depth=1, patch=4, head_dim=16)
 K, CHANNELS = 32, 8
 
 
-def trained(seed=0, branches=("visual", "semantic"), codes=K, depth=1, between=16, overlap=0.1, taught=False, steps=400):
+def trained(
+    seed=0, branches=("visual", "semantic"), codes=K, depth=1, between=16, overlap=0.1, taught=False, steps=400
+):
     """(task, variables) of emoji of 16 px: 16 places."""
     config = fqgan.get_config("tiny")
     config.update(total_steps=steps, batch_size=32, ema=0.99, schedule=dict(peak_lr=2e-3, warmup=30))

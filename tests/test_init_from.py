@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxtok import train
+from jaxtok import convert, train
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.init_from import graft
 from tests import runs
@@ -46,6 +46,27 @@ def test_a_frozen_part_stays_and_the_rest_trains(first, tmp_path):
     for name, array in frozen.items():
         np.testing.assert_array_equal(array, there[name])
     assert any((array != there[name]).any() for name, array in weights(tmp_path, "params").items())
+
+
+def test_a_start_that_saved_nothing_binds_nobody(first, tmp_path, monkeypatch):
+    """Killed before its first step, with frozen weights written. The next start may take others, by another config."""
+    other, there = Checkpoints(tmp_path / "other"), Checkpoints(first)
+    moved = jax.tree.map(lambda x: x + 1, there.restore_params())
+    other.save(1, {"ema": moved, "mutable": there.restore_params(which="mutable")})
+    other.close()
+
+    def killed(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "Logger", killed)
+    for source, rate in ((first, 0.1), (tmp_path / "other", 0.2)):
+        with pytest.raises(KeyboardInterrupt):
+            runs.alone(later(source, schedule__peak_lr=rate), tmp_path / "run")
+    frozen, there = weights(tmp_path / "run/frozen", "frozen"), weights(tmp_path / "other", "ema")
+    assert frozen and all((array == there[name]).all() for name, array in frozen.items())
+    with pytest.raises(KeyboardInterrupt):
+        runs.alone(runs.tiny(), tmp_path / "run")
+    assert not Checkpoints(tmp_path / "run/frozen").steps()  # or who reads the run would take them for its own
 
 
 def test_a_frozen_part_comes_back_with_the_run_even_if_its_source_is_gone(first, tmp_path):
@@ -107,3 +128,10 @@ def test_graft_moves_by_rules_and_lists_every_fault(first):
         "rule 'nothing/.*' matches nothing there",
     ):
         assert fault in message
+
+
+def test_published_weights_go_to_a_new_workdir_only(first, monkeypatch):
+    """Into one with checkpoints nothing would be written, for the step is there."""
+    monkeypatch.setattr(convert.hub, "convert", lambda *args, **options: pytest.fail("the work came first"))
+    with pytest.raises(ValueError, match="has checkpoints already, of steps .*: give --out a new workdir"):
+        convert.main(["alex", "--kind=perceptual", f"--out={first}"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtok.metrics import Logger, format_table
+from tests import runs
 
 
 def lines(workdir):
@@ -57,6 +58,21 @@ def test_resume_repeats_no_step_and_survives_a_line_cut_short(tmp_path, capsys):
     second.close()
     assert lines(tmp_path) == [{"step": 10, "loss": 10.0}, {"step": 20, "loss": 20.0}, {"step": 30, "loss": -1.0}]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_in_a_bucket_the_file_is_written_anew_and_nothing_lands_here(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with runs.bucket(tmp_path):
+        for start in (0, 2):
+            logger = Logger("gs://bucket/run", total_steps=4, start_step=start)
+            for step in (start + 1, start + 2, start + 3):
+                logger.log(step, {"loss": float(start)})
+            logger.close()
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path / "bucket/run")] == [
+        (1, 0), (2, 0), (3, 2), (4, 2), (5, 2)
+    ]  # fmt: skip
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_a_run_from_step_0_begins_an_empty_file(tmp_path):

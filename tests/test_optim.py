@@ -36,10 +36,18 @@ def test_first_step_of_adam_is_the_rate_and_clipping_is_by_the_global_norm():
 
 
 def test_a_regex_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"no parameter matches \['\^encodr'\]"):
+    with pytest.raises(ValueError, match=r"no parameter matches '\^encodr'; the nearest paths are encoder/bias, enc"):
         optim.adamw(lambda step: 0.1, lr_factors=(("^encodr", 0.1),)).init(PARAMS)
     with pytest.raises(ValueError, match="no parameter matches"):
         optim.adamw(lambda step: 0.1, weight_decay=0.1, decay=("/krnl$",)).init(PARAMS)
+
+
+def test_a_regex_behind_one_that_takes_all_of_its_own_is_an_error_of_another_kind():
+    rules = (("kernel", 0.1), ("^encoder/kernel", 0.2), ("^encoder", 0.3))
+    with pytest.raises(ValueError, match=r"rules before '\^encoder/kernel' match all its parameters"):
+        optim.per_parameter(PARAMS, rules, 1.0)
+    tree = optim.per_parameter(PARAMS, (rules[0], rules[2]), 1.0)
+    assert tree == {"encoder": {"kernel": 0.1, "bias": 0.3}, "decoder": {"kernel": 0.1}}
 
 
 def test_ema_forgets_its_start_and_then_averages():

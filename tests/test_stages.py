@@ -63,7 +63,7 @@ def test_a_stop_in_the_middle_of_any_stage_changes_nothing(whole, tmp_path, monk
 
     def stop(self, done, values):
         log(self, done, values)
-        if f"/{stage}/" in self.file.name and done == step:
+        if f"/{stage}/" in str(self.path) and done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
@@ -78,6 +78,26 @@ def test_a_stop_in_the_middle_of_any_stage_changes_nothing(whole, tmp_path, monk
         assert (tmp_path / "all" / "metrics.jsonl").read_text() == before
 
 
+def test_a_signal_at_the_end_of_a_stage_begins_no_other(tmp_path, monkeypatch, capsys):
+    """It may come in the last step, or in the evaluation after it: the stage is whole then."""
+    done = []
+
+    def stage(config, workdir, profile, stop):
+        done.append(workdir.name)
+        stop.append("SIGTERM")
+
+    monkeypatch.setattr(train, "train", stage)
+    train.run(recipe(), tmp_path)
+    assert done == ["all"] and "stopped the recipe in all" in capsys.readouterr().out
+
+
+def test_a_stage_that_has_ended_keeps_its_config(whole):
+    changed = recipe()
+    changed.stages = (dict(name="all", ema=0.5), changed.stages[1])
+    with pytest.raises(ValueError, match=r"ema: [\d.]+ -> 0.5"):
+        train.run(changed, whole)
+
+
 def test_what_a_stage_is():
     config = ConfigDict(dict(total_steps=5, batch_size=8, init_from=(dict(path="else"),)))
     [(workdir, alone)] = stages.runs(config, "w", ("total_steps",))
@@ -87,6 +107,8 @@ def test_what_a_stage_is():
     assert (str(one), str(two)) == ("w/a", "w/b") and (first.total_steps, second.total_steps) == (5, 7)
     assert first.init_from[0]["path"] == "else" and [s["path"] for s in second.init_from] == ["w/a", "x/a"]
     assert second.batch_size == 8
+    [_, (two, second)] = stages.runs(config, "gs://bucket/w", ("total_steps", "init_from"))
+    assert (str(two), second.init_from[0]["path"]) == ("gs://bucket/w/b", "gs://bucket/w/a")
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import random
 import re
 import signal
 import time
+import tracemalloc
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +18,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtok import sharding, train
+from jaxtok import checkpoint, sharding, train
 from jaxtok.checkpoint import Checkpoints
+from jaxtok.data import pipeline
+from jaxtok.data.images import BadRecord
+from jaxtok.tasks import TokenizerTask
 from tests import runs
 
 STEPS = 20
@@ -78,6 +84,62 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     np.testing.assert_allclose(logs["grad_norm"], part_logs["grad_norm"], rtol=1e-6)
     np.testing.assert_allclose(logs["loss"], part_logs["loss"], rtol=1e-6)
     assert float(logs["grad_norm"]) > 0.1
+
+
+# ---- what a batch looks like, and what is shown of many ----
+
+
+def test_one_example_says_the_shapes_of_a_batch():
+    """The first that can be read; the others are left for the steps."""
+    read = []
+
+    class Source:
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, i):
+            read.append(i)
+            if i == 0:
+                raise BadRecord("0 is bad")
+            return {"image": np.zeros((9, 7, 3), np.uint8), "label": 3, "caption": "x"}
+
+    half = lambda example, rng: example | {"image": example["image"][:4, :4], "text": np.zeros(5, np.int32)}
+    shapes = train.batch_shapes(Source(), (half,), 4, 0.5)
+    assert read == [0, 1]
+    with pipeline.train_batches(Source(), (half,), batch_size=4, max_bad=0.5) as batches:
+        batch = train.numeric(next(batches))
+    assert shapes == {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()} and len(shapes) == 3
+    with pytest.raises(ValueError, match="1 of 8 records of Source are bad"):
+        train.batch_shapes(Source(), (half,), 4, 0.01)
+    with pytest.raises(ValueError, match="list is empty"):
+        train.batch_shapes([], (half,), 4, 0.01)
+
+
+def test_few_pictures_of_many_batches_are_kept(tmp_path, monkeypatch):
+    """Eight, from all of the data, of valid rows; what lies in memory meanwhile does not grow with the batches."""
+    side, count, drawn = 128, 100, []
+
+    def evaluate(*args):
+        images = jnp.full((16, side, side, 3), args[3]["number"][0], jnp.uint8)
+        return {"rows": {"number": args[3]["number"]}, "pictures": [images, images]}
+
+    def batches():
+        good = np.arange(16) % 2 == 0
+        return contextlib.nullcontext({"number": np.full(16, i, np.int32), "mask": good} for i in range(count))
+
+    task = types.SimpleNamespace(titles=lambda: ("a", "b"), shows="pictures", summarize=lambda rows: (rows, []))
+    log = types.SimpleNamespace(log=lambda done, metrics: None)
+    monkeypatch.setattr(train.pictures, "grid", lambda columns, file: drawn.append(columns))
+    few = jax.jit(functools.partial(train.first_pictures, evaluate))
+    state = dict.fromkeys(("ema", "mutable", "frozen"))
+    tracemalloc.start()
+    rows, _ = train.run_evaluation(task, few, batches, sharding.make_mesh(8), tmp_path, log, 1, state)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(rows["number"], np.repeat(np.arange(count), 8))
+    numbers = drawn[0]["b"][:, 0, 0, 0]
+    assert drawn[0]["a"].shape == (8, side, side, 3) and np.ptp(numbers) >= 80 and len(set(numbers)) == 8, numbers
+    assert peak < 30 * 8 * side**2 * 3 * 2, peak  # of thirty batches; the other half are copies on their way
 
 
 # ---- stops ----
@@ -172,9 +234,7 @@ def test_kill_9_at_ten_random_moments_changes_nothing(uninterrupted, tmp_path):
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     config = runs.tiny(total_steps=8, checkpoint__every=4)
     train.train(config, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "until_signal", lambda: stop_after(5))
-        train.train(config, tmp_path / "stopped")
+    train.train(config, tmp_path / "stopped", stop=Countdown(5))
     assert Checkpoints(tmp_path / "stopped").latest() == 5
     config.mesh = dict(data=2, fsdp=2, tensor=2)
     train.train(config, tmp_path / "stopped")
@@ -183,13 +243,9 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     np.testing.assert_allclose(list(a.values()), list(b.values()), atol=1e-4)
 
 
-@contextlib.contextmanager
-def stop_after(n):
-    """In place of until_signal: says stop when asked the n-th time."""
-    yield Countdown(n)
-
-
 class Countdown(list):
+    """Says stop when asked the n-th time."""
+
     def __init__(self, n):
         super().__init__(["a test"])
         self.left = n
@@ -197,6 +253,41 @@ class Countdown(list):
     def __bool__(self):
         self.left -= 1
         return self.left <= 0
+
+
+def test_a_log_comes_before_each_evaluation_and_the_last_one_is_made_up_for(tmp_path, monkeypatch):
+    """Rates are of the steps since the last log, and an evaluation is none. A signal in the last one is not lost."""
+    summarize, looks, stop = TokenizerTask.summarize, [], []
+
+    def killed(self, rows):
+        looks.append(rows)
+        if len(looks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise KeyboardInterrupt
+        return summarize(self, rows)
+
+    monkeypatch.setattr(TokenizerTask, "summarize", killed)
+    config = runs.tiny(total_steps=5, log_every=3, eval_every=2)
+    with pytest.raises(KeyboardInterrupt):
+        runs.alone(config, tmp_path, stop=stop)
+    assert stop == ["SIGTERM"]
+    assert list(runs.logged(tmp_path)) == [2, 3, 4, 5] and list(runs.logged(tmp_path, "eval/codes/used")) == [2, 4]
+    assert runs.alone(config, tmp_path)["codes/used"] == runs.logged(tmp_path, "eval/codes/used")[5]
+
+
+def test_a_run_in_a_bucket_leaves_nothing_here_and_goes_on(tmp_path, monkeypatch, capsys):
+    """Orbax, which speaks to buckets by libraries of its own, is led to the folder that stands for this one."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = lambda workdir: checkpoint.Checkpoints(str(workdir).replace("gs://", f"{tmp_path}/"))
+    monkeypatch.setattr(train, "Checkpoints", lambda workdir, *args, **options: folder(workdir))
+    with runs.bucket(tmp_path):
+        runs.alone(runs.tiny(total_steps=2), "gs://bucket/run")
+        runs.alone(runs.tiny(total_steps=2), "gs://bucket/run")
+    assert "run: " in (said := capsys.readouterr().out) and "Resuming at step 2" in said
+    workdir = tmp_path / "bucket/run"
+    assert {"checkpoints", "config.json", "metrics.jsonl", "reconstructions.png"} == {p.name for p in workdir.iterdir()}
+    assert list(runs.logged(workdir)) == [1, 2] and list((tmp_path / "here").iterdir()) == []
 
 
 # ---- errors ----
@@ -224,6 +315,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (dict(batch_size=12), ValueError, "A batch of 12 cannot be split over data=8"),
         (dict(data__eval__batch_size=12), ValueError, "A batch of 12 cannot be split over data=8"),
         (dict(accumulate=3), ValueError, "batch_size 16 must be divisible by accumulate 3"),
+        (dict(accumulate=0), ValueError, "accumulate 0, which is at least 1"),
+        (dict(log_every=0), ValueError, "log_every=0 and checkpoint.every="),
+        (dict(checkpoint__every=0), ValueError, "checkpoint.every=0 must be at least 1"),
+        (dict(batch_size=128), ValueError, "Shapes has 64 examples, fewer than one batch of 128"),
         (dict(accumulate=4), ValueError, "A batch of 4 cannot be split over data=8"),
         (dict(data__worker=3), TypeError, 'no key "worker". Did you mean "workers"'),
         (dict(checkpoint__evry=3), TypeError, 'no key "evry". Did you mean "every"'),
@@ -239,7 +334,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         (dict(task__model__nested_dropout__law="pow3"), ValueError, "'pow2'"),
         (dict(task__token_counts=(1, 9)), ValueError, "token_counts"),
         (dict(data__train__source__name="data.sources.Folder"), TypeError, "data.sources.Folder"),
-        (dict(optimizer__lr_factors=(("^encodr/", 0.1),)), ValueError, "no parameter matches ['^encodr/']"),
+        (dict(optimizer__lr_factors=(("^encodr/", 0.1),)), ValueError, "no parameter matches '^encodr/'"),
         (dict(sharding=(("encodr", "fsdp"), (".*", "fsdp"))), ValueError, "encodr"),
         (dict(schedule__warmup=100), ValueError, "shorten the warm-up"),
     ],

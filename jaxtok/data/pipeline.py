@@ -115,6 +115,13 @@ def eval_batches(source, transforms=(), *, batch_size, process_index=0, process_
     return Batches(grain.MapDataset.range(steps).map(load), source, 0, n, max_bad)
 
 
+def one_batch(source, transforms, max_bad):
+    """A batch of one: the first example that can be read. What all others look like, for little reading."""
+    local_batch_size(source, 1, 0, 1)
+    example, _ = next_good(source, 0, len(source), max_bad)
+    return stack([augment(example, transforms, (0, 0))], source)
+
+
 class Batches:
     """An iterator over batches that reads ahead; close it, or use it as a context manager, when done.
 
