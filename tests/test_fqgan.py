@@ -26,7 +26,7 @@ K, CHANNELS = 32, 8
 
 
 def trained(
-    seed=0, branches=("visual", "semantic"), codes=K, depth=1, between=16, overlap=0.1, taught=False, steps=400
+    seed=0, branches=("visual", "semantic"), codes=K, depth=1, between=16, overlap=0.1, taught=False, steps=1000
 ):
     """(task, variables) of emoji of 16 px: 16 places."""
     config = fqgan.get_config("tiny")
