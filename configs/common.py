@@ -45,13 +45,13 @@ def base():
 
 
 def tokenizer_task(model, losses, token_counts, samplers, frozen=()):
-    """A TokenizerTask (jaxtok/tasks.py says what each is)."""
+    """A TokenizerTask (jaxtok/tasks says what each is)."""
     fields = dict(model=model, losses=losses, token_counts=token_counts, samplers=samplers, frozen=frozen)
     return dict(name="tasks.TokenizerTask", **fields)
 
 
 def generator_task(model, tokenizer, samplers, decoder=None, **fields):
-    """A GeneratorTask over the codes of a tokenizer, a workdir (jaxtok/tasks.py says what each is)."""
+    """A GeneratorTask over the codes of a tokenizer, a workdir (jaxtok/tasks says what each is)."""
     fields |= dict(model=model, tokenizer=tokenizer, samplers=samplers, decoder=decoder or {})
     return dict(name="tasks.GeneratorTask", **fields)
 

@@ -107,7 +107,7 @@ def end_together():
         traceback.print_exc()
         print(
             f"Process {jax.process_index()} of {jax.process_count()} stops: for the reason above, or because another "
-            "one stopped. Start all of them again as before: the run goes on from its newest checkpoint.",
+            "one stopped. Start all of them again as before: what is saved is not done again.",
             file=sys.stderr,
             flush=True,
         )

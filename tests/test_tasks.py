@@ -8,7 +8,8 @@ from configs import textok
 from jaxtok import train
 from jaxtok.build import build
 from jaxtok.data import pipeline
-from jaxtok.tasks import OTHER_TEXT, SWAPPED, another
+from jaxtok.tasks import OTHER_TEXT, SWAPPED
+from jaxtok.tasks.tokenizer import another
 
 
 def test_another_row_is_one_that_counts():

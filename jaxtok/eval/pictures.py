@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,12 +12,12 @@ GAP, FONT_SIZE = 6, 15
 PAGE = (235, 235, 235)  # light grey: a white picture still shows where it ends
 
 
-def grid(columns: Mapping[str, np.ndarray], path: str | os.PathLike, scale: int | None = None) -> None:
+def grid(columns: Mapping[str, np.ndarray], path: str | os.PathLike | BinaryIO, scale: int | None = None) -> None:
     """Writes a PNG with one column a title and one row a picture, pixels as squares.
 
     Args:
       columns: title -> uint8 [N H W 3], all of one shape. A title may have several lines; its column makes room for it.
-      path: the PNG to write; its folder must exist.
+      path: the PNG to write, whose folder must exist, or an open file.
       scale: every pixel becomes a square of this many. Default: the least that makes a cell 96 pixels wide and high.
 
     Raises:
