@@ -1,14 +1,17 @@
 """FQGAN: the codes of a place are held apart, both books are in use, and say more than one of as many codes.
 
-After 400 steps, seeds 0 / 1 / 2 (python -m tests.test_fqgan 0 1 2): two books 17.27 / 17.32 / 17.30 dB, the lesser used
-to 100 / 100 / 94 %, overlap 0.025 / 0.016 / 0.011; free to overlap 17.32 / 17.30 / 17.30 dB, overlap 0.098 / 0.181 /
-0.116; one book 17.05 / 17.02 / 17.04 dB. The mutual information of the two indices does not fall by it at this size:
-2.07 / 1.63 / 1.74 bits held apart, 1.84 / 1.49 / 1.45 free.
+After 1,000 steps, seeds 0 / 1 / 2 (python -m tests.test_fqgan 0 1 2): two books 18.32 / 18.42 / 18.46 dB, the lesser
+used to 97 / 100 / 94 %, overlap 0.011 / 0.007 / 0.005; free to overlap 18.36 / 18.40 / 18.61 dB, overlap 0.113 / 0.184
+/ 0.105; one book 17.93 / 17.78 / 17.77 dB. The mutual information of the two indices does not fall by it at this size:
+1.80 / 1.64 / 1.66 bits held apart, 1.60 / 1.45 / 1.42 free.
 
-Pictures from one book alone, the other's codes at their mean over pictures: where the second must name the class, 15.66
-/ 15.79 / 15.25 dB from the first and 14.13 / 14.05 / 14.07 from the second; where it need not, 14.70 / 15.11 / 14.66
-and 15.40 / 14.74 / 15.31. That the second then names the class better does not show: by a linear probe 0.67 / 0.68 /
-0.68 against 0.66 / 0.62 / 0.67 from the first, and 0.68 / 0.66 / 0.65 against 0.68 / 0.60 / 0.65 where it need not.
+Pictures from one book alone, the other's codes at their mean over pictures: where the second must name the class, 16.67
+/ 16.58 / 16.10 dB from the first and 13.74 / 13.65 / 14.04 from the second (from both 17.44 / 17.46 / 17.46); where it
+need not, 15.57 / 15.47 / 15.11 and 15.47 / 15.23 / 15.52. That the second then names the class better does not show: by
+a linear probe 0.68 / 0.68 / 0.62 against 0.65 / 0.63 / 0.68 from the first, and 0.63 / 0.67 / 0.65 against 0.67 / 0.59
+/ 0.65 where it need not.
+
+The tests train seed 0.
 """
 
 import functools
@@ -130,12 +133,12 @@ def test_two_books_say_more_than_one_of_as_many_codes(two):
     one = one_book()
     sizes = [sum(x.size for x in jax.tree.leaves(run[1]["params"])) for run in (two, one)]
     assert abs(sizes[0] / sizes[1] - 1) < 0.05
-    assert quality(*two) > quality(*one) + 0.1
+    assert quality(*two) > quality(*one) + 0.2
 
 
 def test_a_book_that_names_the_class_leaves_the_picture_to_the_other(two):
     run = taught()
-    assert abs(alone(*two, 0) - alone(*two, 1)) < 0.9 < alone(*run, 0) - alone(*run, 1)
+    assert abs(alone(*two, 0) - alone(*two, 1)) < 1 < 1.5 < alone(*run, 0) - alone(*run, 1)
 
 
 def test_the_mutual_information_by_hand():
