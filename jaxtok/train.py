@@ -89,7 +89,8 @@ def train(config, workdir, profile=False, stop=None):
     task.check(held_out)
     init, abstract, step_fn = program(config, task, mesh, shapes)
     key = jax.random.key(config.seed)
-    jax.eval_shape(task.evaluate, abstract["ema"], abstract["mutable"], abstract["frozen"], eval_shapes, key)
+    evaluate = jax.jit(sharding.on_mesh(mesh, functools.partial(first_pictures, task.evaluate)))
+    jax.eval_shape(evaluate, abstract["ema"], abstract["mutable"], abstract["frozen"], eval_shapes, key)
 
     # Restore: what a checkpoint holds, or everything fresh, with what `init_from` brings.
     checkpoints = Checkpoints(workdir, config.checkpoint.keep_last, config.checkpoint.keep_every or None)
@@ -137,9 +138,10 @@ def train(config, workdir, profile=False, stop=None):
     for name, term in getattr(task, "losses", {}).items():
         if not term.get("weight", 1.0):
             log.print(f"loss/{name} is off: its weight is 0.")
-    step_fn = step_fn.lower(abstract, shapes).compile()
-    step_flops = count_flops(config, shapes)
-    evaluate = jax.jit(sharding.on_mesh(mesh, functools.partial(first_pictures, task.evaluate)))
+    if start < total:
+        step = step_fn.trace(abstract, shapes)
+        step_flops = count_flops(config, shapes, step.jaxpr)
+        step_fn = step.lower().compile()
     evaluate = functools.partial(run_evaluation, task, evaluate, eval_batches, mesh, workdir, log)
 
     metrics, pending, window = {}, [], Window()
@@ -200,7 +202,7 @@ def program(config, task, mesh, shapes):
     rate = build.call(optim.schedule, config.total_steps, options=config.schedule, where="config.schedule")
     tx = build.call(optim.adamw, rate, options=config.optimizer, where="config.optimizer")
     init = functools.partial(init_state, task, tx, shapes)
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = jax.eval_shape(jax.jit(init), jax.random.key(0))
     layout = sharding.shardings(abstract, mesh, config.sharding)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
     step = jax.jit(
@@ -312,13 +314,26 @@ def fetch(pending, done, checkpoints):
     return {name: float(np.mean([logs[name] for logs in pending])) for name in pending[0]}
 
 
-def count_flops(config, shapes):
-    """Model FLOPs of one step (forward and backward of a batch), counted from the program without rematerialisation."""
-    plain = build.build(without(config.task.to_dict(), "remat"))
+def count_flops(config, shapes, step=None):
+    """Model FLOPs of one step (forward and backward of a batch), counted from the program without rematerialisation.
+
+    step: the program of the whole step, if there is one: it is counted as it is where it computes nothing twice.
+    """
+    spec = config.task.to_dict()
+    if step is not None and not rematerialises(spec):
+        return flops.count_program(step)
+    plain = build.build(without(spec, "remat"))
     trees = jax.eval_shape(plain.init, jax.random.key(0), shapes)
     grad = jax.grad(lambda params, *args: plain.loss(params, *args)[0])
     args = trees["params"], trees["mutable"], trees["frozen"], shapes, jax.random.key(0), 0
     return flops.count(grad, *args)
+
+
+def rematerialises(spec):
+    """Whether a part of a nested dict sets `remat`."""
+    if isinstance(spec, (list, tuple)):
+        return any(map(rematerialises, spec))
+    return isinstance(spec, dict) and (spec.get("remat", "none") != "none" or any(map(rematerialises, spec.values())))
 
 
 def without(spec, key):

@@ -26,9 +26,9 @@ def load(name):
 
 
 def first(workdir, folder):
-    """A run of the tiny config that another one's workdir is named after, runs/NAME_tiny, in `folder`; its path."""
+    """The path, in `folder`, of what the tiny config begins with that a workdir, runs/NAME_tiny, is named after."""
     path = folder / Path(workdir).name
-    train_on_two(load(path.name.removesuffix("_tiny")).get_config("tiny"), path)
+    runs.untrained(load(path.name.removesuffix("_tiny")).get_config("tiny"), path)
     return str(path)
 
 

@@ -45,7 +45,7 @@ def onebit(tmp_path_factory):
 def test_the_system_of_the_walk_through_trains_and_its_codes_come_back(onebit, tmp_path):
     config = importlib.import_module("onebit.config").get_config("tiny")
     assert config.task.model.quantizer.name == "onebit.quantizer.LFQ"
-    metrics = train.train(config, tmp_path)
+    metrics = runs.alone(config, tmp_path)
     losses = runs.logged(tmp_path)
     assert losses[config.total_steps] < 0.9 * losses[min(losses)]
     assert all(np.isfinite(value) for value in metrics.values())

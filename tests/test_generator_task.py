@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import shutil
+import types
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,7 @@ CLASSES = 40
 def tokenizer(tmp_path_factory):
     """Workdir of a tiny tokenizer."""
     path = tmp_path_factory.mktemp("tokenizer")
-    runs.alone(runs.tiny(total_steps=2), path)
+    runs.untrained(runs.tiny(), path)
     return path
 
 
@@ -150,9 +151,7 @@ def test_text_is_read_by_a_tower_that_trains_with_the_run(tokenizer, codes, tmp_
 
 
 def test_flow_over_the_latents_of_a_vae(tmp_path):
-    vae = kl_vae.get_config("tiny")
-    vae.total_steps = 2
-    runs.alone(vae, tmp_path / "vae")
+    runs.untrained(kl_vae.get_config("tiny"), tmp_path / "vae")
     changed = config(tmp_path / "vae")
     changed.task.decoder, changed.sharding = {}, ((r".*", "fsdp"),)
     changed.task.samplers = (dict(title="sample", steps=2, guidance=2.0),)
@@ -240,6 +239,7 @@ class Undecoded(tasks.GeneratorTask):
 
     def summarize(self, rows):
         self.seen.update(rows)
+        return {}, []
 
 
 def test_no_two_batches_of_an_evaluation_have_the_same_samples(tmp_path):
@@ -248,7 +248,8 @@ def test_no_two_batches_of_an_evaluation_have_the_same_samples(tmp_path):
     batches = functools.partial(pipeline.eval_batches, source, batch_size=4)  # the last is half empty
     state = {"ema": {"generator": {}}, "mutable": {}, "frozen": {"tokenizer": {}}}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    train.run_evaluation(task, jax.jit(task.evaluate), batches, mesh, tmp_path, state)
+    log = types.SimpleNamespace(log=lambda done, metrics: None)
+    train.run_evaluation(task, jax.jit(task.evaluate), batches, mesh, tmp_path, log, 1, state)
     assert len(np.unique(task.seen["codes/sample"], axis=0)) == 10
 
 

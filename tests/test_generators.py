@@ -10,10 +10,10 @@ from tests import runs
 
 GENERATORS = [
     ("instella_t2i", "diffusion_tiny"),
-    ("instella_t2i", "ar_tiny"),
-    ("elm", "ar_tiny"),
-    ("fqgan", "ar_tiny"),
     ("titok", "masked_tiny"),
+    pytest.param("instella_t2i", "ar_tiny", marks=pytest.mark.slow),
+    pytest.param("elm", "ar_tiny", marks=pytest.mark.slow),
+    pytest.param("fqgan", "ar_tiny", marks=pytest.mark.slow),
 ]
 
 

@@ -17,7 +17,7 @@ ENCODER_ONLY = ((r"encoder/.*|batch_stats/.*", r"\g<0>"), (r"decoder/.*", None))
 def first(tmp_path_factory):
     """A finished tiny run."""
     workdir = tmp_path_factory.mktemp("first")
-    train.train(runs.tiny(), workdir)
+    runs.alone(runs.tiny(), workdir)
     return workdir
 
 
@@ -36,7 +36,7 @@ def weights(workdir, which, step=None):
 
 
 def test_a_frozen_part_stays_and_the_rest_trains(first, tmp_path):
-    train.train(later(first), tmp_path)
+    runs.alone(later(first), tmp_path)
     there = weights(first, "ema")
     stored = sorted(Checkpoints(tmp_path)._stored(6))
     assert any("decoder" in name for name in stored) and not any("encoder" in name for name in stored if "ema" in name)
@@ -73,15 +73,15 @@ def test_a_frozen_part_comes_back_with_the_run_even_if_its_source_is_gone(first,
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     source = tmp_path / "source"
     source.symlink_to(first)
-    train.train(later(source), whole)
-    train.train(later(source, total_steps=3), parts)
+    runs.alone(later(source), whole)
+    runs.alone(later(source, total_steps=3), parts)
     source.unlink()
     config = later(source, total_steps=3)
     (parts / "config.json").write_text(
         later(source).to_json(sort_keys=True, indent=2) + "\n"
     )  # the same run, six steps
     config.total_steps = 6
-    train.train(config, parts)
+    runs.alone(config, parts)
     ours, theirs = runs.logged(parts), runs.logged(whole)
     assert {s: ours[s] for s in (4, 5, 6)} == {s: theirs[s] for s in (4, 5, 6)}
 
@@ -130,8 +130,9 @@ def test_graft_moves_by_rules_and_lists_every_fault(first):
         assert fault in message
 
 
-def test_published_weights_go_to_a_new_workdir_only(first, monkeypatch):
+def test_published_weights_go_to_a_new_workdir_only(first, monkeypatch, capsys):
     """Into one with checkpoints nothing would be written, for the step is there."""
     monkeypatch.setattr(convert.hub, "convert", lambda *args, **options: pytest.fail("the work came first"))
-    with pytest.raises(ValueError, match="has checkpoints already, of steps .*: give --out a new workdir"):
+    with pytest.raises(SystemExit):
         convert.main(["alex", "--kind=perceptual", f"--out={first}"])
+    assert "has checkpoints already, of steps [3, 6]: give --out a new workdir" in capsys.readouterr().err

@@ -313,7 +313,7 @@ def test_convert_writes_a_workdir(loaded, tiny, tmp_path, capsys):
     assert equal(start, loaded.variables["params"]) and len(filled) == len(jax.tree.leaves(start))
     with pytest.raises(SystemExit):
         convert.main([source, f"--out={out}"])
-    assert "holds a run of another config" in capsys.readouterr().err
+    assert "has checkpoints already" in capsys.readouterr().err
 
 
 # ---- where weights may come from ----

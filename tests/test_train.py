@@ -125,7 +125,8 @@ def test_few_pictures_of_many_batches_are_kept(tmp_path, monkeypatch):
 
     def batches():
         good = np.arange(16) % 2 == 0
-        return contextlib.nullcontext({"number": np.full(16, i, np.int32), "mask": good} for i in range(count))
+        rows = lambda i: {"number": np.full(16, i, np.int32), "mask": good, "index": np.arange(16)}
+        return contextlib.nullcontext(map(rows, range(count)))
 
     task = types.SimpleNamespace(titles=lambda: ("a", "b"), shows="pictures", summarize=lambda rows: (rows, []))
     log = types.SimpleNamespace(log=lambda done, metrics: None)

@@ -11,7 +11,12 @@ def count(fn, *args):
     Args are arrays or ShapeDtypeStructs; nothing runs. What the program computes twice (rematerialisation) counts
     twice. Raises ValueError for a `while` of unknown length that holds a product.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return count_program(jax.make_jaxpr(fn)(*args))
+
+
+def count_program(program):
+    """The same of what `jax.make_jaxpr`, or the `trace` of a jitted function, made."""
+    return _count(program.jaxpr)
 
 
 def _count(jaxpr):

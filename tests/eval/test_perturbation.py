@@ -8,18 +8,18 @@ import pytest
 
 from configs import robusttok
 from jaxtok import evaluate as command
-from jaxtok import hub, train
+from jaxtok import hub
 from jaxtok.build import build
 from jaxtok.eval import frechet, perturbation
 from jaxtok.quantizers.perturb import perturb
-from tests import test_evaluate
+from tests import runs, test_evaluate
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A tiny run, on 12 held-out pictures in batches of 8."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    train.train(robusttok.get_config("tiny"), path)
+    runs.alone(robusttok.get_config("tiny"), path)
     return path
 
 

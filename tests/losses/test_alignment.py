@@ -151,9 +151,9 @@ def aligned(source, start=0, **changes):
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A finished tiny run."""
+    """A tiny run that has only begun."""
     workdir = tmp_path_factory.mktemp("first")
-    train.train(tiny(), workdir)
+    runs.untrained(tiny(), workdir)
     return workdir
 
 
@@ -200,7 +200,7 @@ def test_alignment_rises_from_its_start_on_and_not_before(first, tmp_path):
     """
     start, steps = 20, 60
     config = aligned(first, start, total_steps=steps, checkpoint__every=steps, schedule__warmup=2)
-    train.train(config, tmp_path)
+    runs.alone(config, tmp_path)
     values = runs.logged(tmp_path, "loss/repa_standin")
     assert {values[step] for step in range(1, start + 2)} == {0.0}
     assert values[steps] < -0.4
