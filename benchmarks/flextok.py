@@ -17,11 +17,11 @@ import optax
 from benchmarks import measure
 from configs import flextok
 from jaxtok.build import build
+from jaxtok.command import use_huge_pages
 from jaxtok.losses.flow import flow_matching
 from jaxtok.metrics import format_table
 from jaxtok.nn.masks import keep_prefix
 from jaxtok.structs import Codes
-from jaxtok.train import use_huge_pages
 
 
 def programs(size, steps, batches=(1, 8)):

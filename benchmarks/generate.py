@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from benchmarks import measure
 from benchmarks.flextok import shown
 from configs import ar_flextok
+from jaxtok.command import use_huge_pages
 from jaxtok.generate import ar
 from jaxtok.generate.masked import Masked
 from jaxtok.generate.rar import RAR
 from jaxtok.metrics import format_table
-from jaxtok.train import use_huge_pages
 
 LLAMAGEN = dict(classes=1000, class_token=True, position="rotary_2d")
 MODELS = {

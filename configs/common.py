@@ -96,13 +96,26 @@ def large_generator(tokenizer, peak_lr, grid=None, **model):
     return config
 
 
-def gpts(tokenizer, sizes, peak_lr, **model):
-    """{"ar_NAME": a variant}: GPTs over it, of LlamaGen's kind; sizes: {name: (depth, width)}."""
-    model |= dict(block=dict(norm="rms"), position="rotary_2d", class_token=True)
+def gpts(name, small, tiny, large, sizes, peak_lr, **model):
+    """{"ar", "ar_tiny", "ar_SIZE" ...}: GPTs of LlamaGen's kind over runs/NAME, runs/NAME_tiny and what is published.
+
+    small, tiny: the vocabularies of the first two, on 8 x 8 tokens. large: (VARIANT, vocabulary, tokens a side) of the
+    tokenizer runs/NAME_VARIANT. sizes: {SIZE: (depth, width)}.
+    """
+    variant, vocabulary, side = large
+
+    def fields(side, vocabulary):
+        grid = dict(grid=(side, side), length=side**2, vocabulary=vocabulary)
+        return grid | dict(position="rotary_2d", class_token=True) | model
+
+    def published(depth, width):
+        size = dict(depth=depth, width=width, block=dict(norm="rms"))
+        return large_generator(f"{name}_{variant}", peak_lr, **fields(side, vocabulary), **size)
+
     return {
-        f"ar_{name}": lambda size=size: large_generator(tokenizer, peak_lr, depth=size[0], width=size[1], **model)
-        for name, size in sizes.items()
-    }
+        "ar": lambda: small_generator(name, **fields(8, small)),
+        "ar_tiny": lambda: tiny_generator(f"{name}_tiny", **fields(8, tiny)),
+    } | {f"ar_{key}": lambda size=size: published(*size) for key, size in sizes.items()}
 
 
 CNN = dict(sharding=FSDP, batch_size=16, schedule=dict(peak_lr=2e-3, warmup=50, end=0.01))  # keys of `small`

@@ -33,7 +33,6 @@ from configs import common
 
 GPTS = {"l": (24, 1024), "xl": (36, 1280), "xxl": (48, 1536), "2b": (48, 1792)}  # (depth, width)
 ADAPTIVE = dict(adaptive="decoder/conv_out/kernel", limits=(0.0, 1.0))
-GRID = dict(position="rotary_2d", class_token=True, parallel=True)
 
 
 def get_config(variant=""):
@@ -106,8 +105,4 @@ VARIANTS |= {
     for bits in (8, 10, 12, 16)
     for suffix, perceptual in (("", True), ("_off", False))
 }
-VARIANTS |= {
-    "ar": lambda: common.small_generator("elm", grid=(8, 8), vocabulary=(64, 64), length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_generator("elm_tiny", grid=(8, 8), vocabulary=(16, 16), length=64, **GRID),
-}
-VARIANTS |= common.gpts("elm_2_12", GPTS, 1e-4, grid=(16, 16), vocabulary=(4096, 4096), length=256, parallel=True)
+VARIANTS |= common.gpts("elm", (64, 64), (16, 16), ("2_12", (4096, 4096), 16), GPTS, peak_lr=1e-4, parallel=True)

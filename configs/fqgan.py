@@ -35,7 +35,6 @@ from configs import common
 BRANCHES = ("visual", "semantic")
 CHANNELS = {"": (128, 128, 256, 256, 512), "_f8": (128, 256, 256, 512)}  # LlamaGen's
 GPTS = {"b": (24, 1024), "l": (36, 1280)}  # (depth, width)
-GRID = dict(position="rotary_2d", class_token=True)
 TEACHERS = {  # (name, width, depth) by branch
     "dual": {"semantic": ("l", 1024, 24)},
     "triple": {"semantic_mid": ("s", 384, 12), "semantic_high": ("b", 768, 12)},
@@ -149,8 +148,4 @@ VARIANTS |= {
     for size in CHANNELS
     for suffix, towers in (("", True), ("_off", False))
 }
-VARIANTS |= {
-    "ar": lambda: common.small_generator("fqgan", grid=(8, 8), vocabulary=(256, 256), length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_generator("fqgan_tiny", grid=(8, 8), vocabulary=(32, 32), length=64, **GRID),
-}
-VARIANTS |= common.gpts("fqgan_dual", GPTS, 3e-4, grid=(16, 16), vocabulary=(16384, 16384), length=256)
+VARIANTS |= common.gpts("fqgan", (256, 256), (32, 32), ("dual", (16384, 16384), 16), GPTS, peak_lr=3e-4)

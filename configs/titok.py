@@ -197,7 +197,7 @@ UVIT = dict(width=1024, depth=20, skips=True, block=dict(bias=("out", "mlp")))
 # How they draw: by their README, whose scales are ours minus 1 where guidance is linear.
 rising = lambda scale: dict(name="generate.sampling.linear", scale=scale)
 bending = lambda scale: dict(name="generate.sampling.power_cosine", scale=scale, power=3.0)
-MODELS = {
+GENERATORS = {
     "masked": lambda: common.small_generator("titok", name=MASKED, vocabulary=512, length=16),
     "masked_tiny": lambda: common.tiny_generator("titok_tiny", name=MASKED, vocabulary=64, length=8),
     "masked_l32": lambda: masked("titok_l32", 32, VIT, steps=8, temperature=9.5, guidance=rising(5.5)),
@@ -218,5 +218,5 @@ VARIANTS = (
     | {name: lambda sizes=sizes: one_stage(sized(*sizes)) for name, sizes in ONE_STAGE.items()}
     | {f"{name}_off": lambda sizes=sizes: one_stage(sized(*sizes), False) for name, sizes in ONE_STAGE.items()}
     | {name: lambda sizes=sizes: two_stages(*sizes) for name, sizes in TWO_STAGES.items()}
-    | MODELS
+    | GENERATORS
 )

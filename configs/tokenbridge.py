@@ -33,7 +33,6 @@ large VAE has 32 x 32 tokens, theirs 16 x 16.
 from configs import common
 
 GPTS = {"b": (24, 768), "l": (32, 1024), "h": (40, 1280)}  # (depth, width): encoder and decoder of MAR together
-GRID = dict(position="rotary_2d", class_token=True)
 
 
 def get_config(variant=""):
@@ -91,7 +90,5 @@ VARIANTS = {
     "": small,
     "tiny": tiny,
     "f8_c16": large,
-    "ar": lambda: common.small_generator("tokenbridge", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_generator("tokenbridge_tiny", grid=(8, 8), vocabulary=(64,) * 4, length=64, **GRID),
 }
-VARIANTS |= common.gpts("tokenbridge_f8_c16", GPTS, 1e-4, grid=(32, 32), vocabulary=(64,) * 16, length=1024)
+VARIANTS |= common.gpts("tokenbridge", (64,) * 4, (64,) * 4, ("f8_c16", (64,) * 16, 32), GPTS, peak_lr=1e-4)

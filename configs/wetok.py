@@ -123,7 +123,6 @@ def task(trunk, bits, tokens, gan, perceptual=common.OFF, generative=False):
     return common.tokenizer_task(model, losses, (tokens,), (dict(title=title),), frozen)
 
 
-GRID = dict(position="rotary_2d", class_token=True)
 VARIANTS = {"": small, "tiny": tiny, "generative": lambda: small(generative=True)}
 VARIANTS |= {
     size + suffix: lambda size=size, perceptual=perceptual: published(size, perceptual)
@@ -133,7 +132,5 @@ VARIANTS |= {
 VARIANTS |= {
     "f32_32_generative": lambda: published("f32_32", True, generative=True),
     "f32_32_generative_off": lambda: published("f32_32", False, generative=True),
-    "ar": lambda: common.small_generator("wetok", grid=(8, 8), vocabulary=(256, 256), length=64, **GRID),
-    "ar_tiny": lambda: common.tiny_generator("wetok_tiny", grid=(8, 8), vocabulary=(16, 16), length=64, **GRID),
 }
-VARIANTS |= common.gpts("wetok_f16_32", GPTS, 3e-4, grid=(16, 16), vocabulary=(256,) * 4, length=256)
+VARIANTS |= common.gpts("wetok", (256, 256), (16, 16), ("f16_32", (256,) * 4, 16), GPTS, peak_lr=3e-4)

@@ -1,7 +1,8 @@
-"""What the commands share: flags, and how they end."""
+"""What the commands share: flags, how they begin, and how they end."""
 
 import ast
 import contextlib
+import os
 import re
 import sys
 import traceback
@@ -85,3 +86,14 @@ def together():
     distributed.join(given.coordinator, given.processes, given.process)
     with distributed.end_together():
         yield
+
+
+def use_huge_pages():
+    """Starts the process again with glibc's allocator on huge pages, unless the user set GLIBC_TUNABLES.
+
+    The setting is read before a process begins. On a CPU the default run's step takes 135 instead of 195 ms with it:
+    XLA allocates and frees its buffers in every step, and small pages are faulted in one by one.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

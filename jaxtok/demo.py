@@ -24,9 +24,9 @@ from jaxtok.data import pipeline
 from jaxtok.data.images import BadRecord, decode_image
 from jaxtok.eval.reconstruction import psnr
 from jaxtok.eval.usage import bits_of
+from jaxtok.step import transforms
 from jaxtok.tasks import GeneratorTask
 from jaxtok.tokenizer import Tokenizer
-from jaxtok.train import transforms
 
 SIDE = 320  # pixels: a small picture is drawn at least so large, its own pixels as squares
 SAMPLES = 8  # of a class at a time

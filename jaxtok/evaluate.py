@@ -31,8 +31,8 @@ from jaxtok.metrics import format_table
 from jaxtok.pretrained import perceptual
 from jaxtok.pretrained.extractors import extractor
 from jaxtok.quantizers.perturb import perturb
+from jaxtok.step import numbered, transforms
 from jaxtok.tasks import TokenizerTask
-from jaxtok.train import numbered, transforms, use_huge_pages
 
 PROBED = 4000  # pictures a side of the probe, at most
 KNOWN = 100_000  # training examples among which copies are looked for, at most
@@ -352,7 +352,7 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    command.use_huge_pages()
     FLAGS = flags.FLAGS
     flags.DEFINE_string("checkpoint", None, "Workdir of a run, or of converted weights.")
     flags.DEFINE_bool("compare", False, "Compare the tokenizers whose workdirs follow, on the pictures of the first.")

@@ -78,13 +78,14 @@ def per_parameter(params, rules, default):
     """
     rule_of = lambda path: next((i for i, (regex, _) in enumerate(rules) if re.search(regex, path)), None)
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for i in sorted(set(range(len(rules))) - {rule_of(path) for path in paths}):
+    chosen = [rule_of(path) for path in paths]
+    for i in sorted(set(range(len(rules))) - set(chosen)):
         regex = rules[i][0]
         if any(re.search(regex, path) for path in paths):
             raise ValueError(f"optimizer: rules before {regex!r} match all its parameters: move it up, or take it out.")
         near = difflib.get_close_matches(regex.strip("^$"), paths, 3, 0)
         raise ValueError(f"optimizer: no parameter matches {regex!r}; the nearest paths are {', '.join(near)}.")
-    values = [default if (i := rule_of(path)) is None else rules[i][1] for path in paths]
+    values = [default if i is None else rules[i][1] for i in chosen]
     return jax.tree.unflatten(jax.tree.structure(params), values)
 
 

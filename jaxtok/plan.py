@@ -24,7 +24,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from jaxtok import build, command, hlo, sharding, stages, train
+from jaxtok import build, command, hlo, sharding, stages, step, train
 from jaxtok.chips import CHIPS
 from jaxtok.metrics import format_table
 from jaxtok.nn import flops
@@ -85,8 +85,8 @@ def batch_shapes(config, task):
         source = [{"image": np.full((side, side, 3), 128, np.uint8), "label": np.int32(0), "caption": ""}]
     else:
         task.check(source)
-    return train.batch_shapes(
-        source, train.transforms(config.data.train), config.batch_size, config.data.get("max_bad", 0.01)
+    return step.batch_shapes(
+        source, step.transforms(config.data.train), config.batch_size, config.data.get("max_bad", 0.01)
     )
 
 
@@ -95,8 +95,10 @@ def compile_step(config, devices):
     mesh = build.call(sharding.make_mesh, options=config.mesh.to_dict() | {"devices": devices}, where="config.mesh")
     task, chip = build.build(config.task), CHIPS.get(devices[0].device_kind)
     shapes = batch_shapes(config, task)
-    _, state, step = train.program(config, task, mesh, shapes)
-    model, executed = train.count_flops(config, shapes), flops.count(step, state, shapes) / len(devices)
+    _, state, program = step.program(config, task, mesh, shapes)
+    program = program.trace(state, shapes)
+    model = step.count_flops(config, shapes, program.jaxpr)
+    executed = flops.count_program(program.jaxpr) / len(devices)
     split = mesh.shape["data"] * mesh.shape["fsdp"]
     report = {
         "mesh": dict(mesh.shape),
@@ -109,7 +111,7 @@ def compile_step(config, devices):
     if chip:
         report |= {"memory": chip.memory, "seconds": {"compute": executed / chip.flops}}
     try:
-        compiled = step.lower(state, shapes).compile()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         return report | {"fits": False, "needed": needed(str(error)), "said": str(error).splitlines()[0]}
     memory, moved = compiled.memory_analysis(), hlo.moved(compiled.as_text())

@@ -21,11 +21,12 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import jaxtok
-from jaxtok import build, command, sharding, train
+from jaxtok import build, command, sharding
 from jaxtok.bound import BoundTokenizer, encode_arrays
 from jaxtok.checkpoint import Checkpoints, claim_workdir, fingerprint
 from jaxtok.data import codes, pipeline
 from jaxtok.metrics import format_table
+from jaxtok.step import transforms
 
 
 def tokenize(
@@ -69,7 +70,7 @@ def tokenize(
         turns = passes if split == "train" else 0
         seen = data["train" if turns else "eval"].get("transforms", ())
         recipes[split] = dict(split=split, passes=turns, source=data[split]["source"], transforms=seen, shard=shard)
-        source, looks = build.build(data[split]["source"]), train.transforms(recipes[split])
+        source, looks = build.build(data[split]["source"]), transforms(recipes[split])
         views[split] = codes.Positions(source, looks, max(1, turns), shard, data.get("max_bad", 0.01))
 
     who = dict(path=str(checkpoint), step=Checkpoints(workdir).latest(), fingerprint=fingerprint(workdir))

@@ -16,8 +16,8 @@ from jaxtok import optim
 from jaxtok.build import build
 from jaxtok.data.shapes import Shapes
 from jaxtok.eval.reconstruction import psnr
+from jaxtok.step import init_state, train_step
 from jaxtok.tasks import merge
-from jaxtok.train import init_state, train_step
 
 jit_once = functools.cache(jax.jit)
 
@@ -73,15 +73,10 @@ def fit(config, data, seed=0, given=None):
     return task, *run(jax.tree.map(jnp.asarray, data), jax.random.key(seed), given or {})
 
 
-METHODS = {}
-
-
 def method(task, name, **options):
-    """A method of a task's model, compiled once: `trainer` keeps the task, so no other has its id."""
-    key = id(task), name, *options.items()
-    if key not in METHODS:
-        METHODS[key] = jax.jit(functools.partial(task.model.apply, method=name, **options))
-    return METHODS[key]
+    """A method of a task's model, compiled once."""
+    apply = jit_once(task.model.apply, static_argnames=("method", *options))
+    return functools.partial(apply, method=name, **options)
 
 
 def encode(task, variables, images):

@@ -15,6 +15,7 @@ from jaxtok import hub, init_from, plan, stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
+from jaxtok.step import numeric, transforms
 from jaxtok.tasks import merge
 from tests import runs
 
@@ -49,9 +50,9 @@ def test_tiny_goes_the_whole_way(name, tmp_path):
         return
 
     model, variables = hub.restore(tmp_path, None)
-    source, change = build(config.data.eval.source), train.transforms(config.data.eval)
+    source, change = build(config.data.eval.source), transforms(config.data.eval)
     examples = [pipeline.augment(source[i], change, (i,)) for i in range(2)]
-    batch = train.numeric({key: np.stack([e[key] for e in examples]) for key in examples[0] if key != "caption"})
+    batch = numeric({key: np.stack([e[key] for e in examples]) for key in examples[0] if key != "caption"})
     context = build(config.task).context(batch)
     encode, decode = (jax.jit(functools.partial(model.apply, method=method)) for method in ("encode", "decode"))
     codes = encode(variables, batch["image"], **context)

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "metrics": (),
     "checkpoint": ("sharding",),
     "optim": ("sharding",),
-    **dict.fromkeys(("__init__", "build", "tasks", "train", "tokenize", "evaluate", "export"), None),
+    **dict.fromkeys(("__init__", "build", "tasks", "step", "train", "tokenize", "evaluate", "export"), None),
     **dict.fromkeys(("bound", "hub", "convert", "demo", "init_from", "plan", "stages", "command", "__main__"), None),
     **dict.fromkeys(("distributed", "chips", "hlo"), ()),
 }

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxtok import sharding, train
+from jaxtok import sharding
 from jaxtok.build import build
 from jaxtok.nn import linear
 from jaxtok.sharding import (
@@ -20,6 +20,7 @@ from jaxtok.sharding import (
     put_batch,
     shardings,
 )
+from jaxtok.step import program
 from tests.runs import init_sharded, tiny
 
 # What each device holds of each array on meshes of (data, fsdp, tensor), worked out by hand from RULES.
@@ -250,7 +251,7 @@ def test_a_device_holds_no_more_than_its_share_of_a_step(monkeypatch):
     for arm in ("split", "left alone"):
         if arm == "left alone":
             monkeypatch.setattr(linear, "split_batch", lambda x: x)
-        _, state, step = train.program(config, build(config.task), make_mesh(1, 8), shapes)
+        _, state, step = program(config, build(config.task), make_mesh(1, 8), shapes)
         held[arm] = step.lower(state, shapes).compile().memory_analysis().temp_size_in_bytes
     assert held["split"] < 0.5 * held["left alone"], held
 

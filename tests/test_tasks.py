@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import textok
-from jaxtok import train
 from jaxtok.build import build
 from jaxtok.data import pipeline
+from jaxtok.step import numeric, transforms
 from jaxtok.tasks import OTHER_TEXT, SWAPPED
 from jaxtok.tasks.tokenizer import another
 
@@ -22,9 +22,9 @@ def test_another_row_is_one_that_counts():
 
 def test_another_pictures_codes_and_text_are_never_those_of_a_blank():
     config = textok.get_config("tiny")
-    task, change = build(config.task), train.transforms(config.data.eval)
+    task, change = build(config.task), transforms(config.data.eval)
     source = [build(config.data.eval.source)[i] for i in range(5)]
-    batch = lambda n, size: train.numeric(next(pipeline.eval_batches(source[:n], change, batch_size=size)))
+    batch = lambda n, size: numeric(next(pipeline.eval_batches(source[:n], change, batch_size=size)))
     rng = np.random.default_rng(0)
     trees = jax.eval_shape(task.init, jax.random.key(0), batch(5, 5))
     trees = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), trees)

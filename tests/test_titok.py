@@ -26,10 +26,10 @@ def learn(seed=0, steps=1500):
     config = titok.get_config("tiny")
     config.update(total_steps=steps, batch_size=32, ema=0.95, schedule=dict(peak_lr=2e-3, warmup=50))
     task, variables, _ = fits.fit(config, fits.shapes("train", 512), seed)
-    axes = {"right": None, "turned": 1, "others": 0}
-    change = lambda axis: lambda codes: codes if axis is None else codes.replace(z=jnp.roll(codes.z, 1, axis))
+    turn = lambda axis: lambda codes: codes.replace(z=jnp.roll(codes.z, 1, axis))
+    changes = {"right": lambda codes: codes, "turned": turn(1), "others": turn(0)}
     images = fits.shapes("test", 256)["image"]
-    return {name: fits.quality(task, variables, images, change(axis)) for name, axis in axes.items()}
+    return {name: fits.quality(task, variables, images, change) for name, change in changes.items()}
 
 
 LONG = (1500, 4000)

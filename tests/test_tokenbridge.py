@@ -76,8 +76,8 @@ def test_the_weights_are_those_of_the_vae_bit_for_bit(bits_6, folder):
 
 def test_the_run_says_of_its_pictures_what_the_weights_do(bits_6, folder):
     config = tokenbridge.get_config("tiny")
-    source, variables = build(config.data.eval.source), Checkpoints(folder / "vae").restore_params(which="ema")
-    images = np.stack([source[i]["image"] for i in range(len(source))])
+    images = fits.pictures(build(config.data.eval.source))["image"]
+    variables = Checkpoints(folder / "vae").restore_params(which="ema")
     there = lambda m, x: m.decode(m.encode(x))
     rebuilt = jax.jit(lambda v: build(config.task).model.apply({"params": v}, images, method=there))(variables)
     assert bits_6["psnr/nearest levels@64"] == pytest.approx(float(psnr(images / 255, rebuilt).mean()), abs=1e-3)

@@ -22,6 +22,7 @@ from jaxtok import checkpoint, sharding, train
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
 from jaxtok.data.images import BadRecord
+from jaxtok.step import batch_shapes, numeric, train_step
 from jaxtok.tasks import TokenizerTask
 from tests import runs
 
@@ -78,7 +79,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     tx = optax.adam(0.1)
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "ema": params, "opt_state": tx.init(params)}
     state |= {"mutable": {}, "frozen": {}, "key": jax.random.key(0)}
-    results = [train.train_step(Line(), tx, lambda s: 0.1, 0.9, n, state, batch) for n in (1, 4)]
+    results = [train_step(Line(), tx, lambda s: 0.1, 0.9, n, state, batch) for n in (1, 4)]
     (whole, logs), (parts, part_logs) = results
     np.testing.assert_allclose(whole["params"]["w"], parts["params"]["w"], atol=1e-6)
     np.testing.assert_allclose(logs["grad_norm"], part_logs["grad_norm"], rtol=1e-6)
@@ -104,15 +105,15 @@ def test_one_example_says_the_shapes_of_a_batch():
             return {"image": np.zeros((9, 7, 3), np.uint8), "label": 3, "caption": "x"}
 
     half = lambda example, rng: example | {"image": example["image"][:4, :4], "text": np.zeros(5, np.int32)}
-    shapes = train.batch_shapes(Source(), (half,), 4, 0.5)
+    shapes = batch_shapes(Source(), (half,), 4, 0.5)
     assert read == [0, 1]
     with pipeline.train_batches(Source(), (half,), batch_size=4, max_bad=0.5) as batches:
-        batch = train.numeric(next(batches))
+        batch = numeric(next(batches))
     assert shapes == {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()} and len(shapes) == 3
     with pytest.raises(ValueError, match="1 of 8 records of Source are bad"):
-        train.batch_shapes(Source(), (half,), 4, 0.01)
+        batch_shapes(Source(), (half,), 4, 0.01)
     with pytest.raises(ValueError, match="list is empty"):
-        train.batch_shapes([], (half,), 4, 0.01)
+        batch_shapes([], (half,), 4, 0.01)
 
 
 def test_few_pictures_of_many_batches_are_kept(tmp_path, monkeypatch):

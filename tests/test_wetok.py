@@ -75,8 +75,7 @@ def test_the_second_stage_begins_with_the_pictures_of_the_first(tmp_path):
     config.update(total_steps=3, checkpoint=dict(every=1), schedule=dict(peak_lr=3e-3, warmup=1))  # the first rate: 0
     runs.alone(config, tmp_path / "second")
 
-    model, source = build(config.task).model, build(config.data.eval.source)
-    images = np.stack([source[i]["image"] for i in range(len(source))])
+    model, images = build(config.task).model, fits.pictures(build(config.data.eval.source))["image"]
     there = lambda m, key: m.decode(m.encode(images), key)
     pictures = lambda m, params, key: jax.jit(lambda v: m.apply(v, key, method=there))(params)
     first = Checkpoints(tmp_path / "first").restore_params()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtok import train
+from jaxtok import step
 from jaxtok.nn import codebook, flops
 from tests import runs
 
@@ -35,12 +35,12 @@ def test_flops_of_a_training_step_are_three_forwards(remat):
     for part in (config.task.model.encoder, config.task.model.decoder):
         part.update(remat=remat, shortcuts=())
     shapes = {"image": jax.ShapeDtypeStruct((16, 16, 16, 3), jnp.uint8)}
-    counted = train.count_flops(config, shapes)
+    counted = step.count_flops(config, shapes)
     width, tokens, hidden = 64, 16 + 8, 170
     block = 2 * tokens * (4 * width**2 + 3 * width * hidden) + 4 * tokens**2 * width
     by_hand = 3 * 16 * 3 * block  # forward and backward, batch, blocks
     assert by_hand < counted < 1.2 * by_hand  # and embeddings, adaLN, heads
-    assert train.count_flops(runs.tiny(), shapes) < 0.85 * counted  # the shortcuts, of blocks so few
+    assert step.count_flops(runs.tiny(), shapes) < 0.85 * counted  # the shortcuts, of blocks so few
 
 
 def test_usage_counts_codes():
