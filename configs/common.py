@@ -76,7 +76,7 @@ def small_generator(tokenizer, classes=10, grid=None, **model):
 
 def tiny_generator(tokenizer, grid=None, **model):
     """The same in seconds, on drawn shapes."""
-    return tiny(small_generator(tokenizer, 40, grid, width=32, depth=2, block=dict(head_dim=16), **model))
+    return tiny(small_generator(tokenizer, 40, grid, **dict(width=32, depth=2, block=dict(head_dim=16)) | model))
 
 
 def large_generator(tokenizer, peak_lr, grid=None, **model):
@@ -100,7 +100,7 @@ def gpts(name, small, tiny, large, sizes, peak_lr, **model):
     """{"ar", "ar_tiny", "ar_SIZE" ...}: GPTs of LlamaGen's kind over runs/NAME, runs/NAME_tiny and what is published.
 
     small, tiny: the vocabularies of the first two, on 8 x 8 tokens. large: (VARIANT, vocabulary, tokens a side) of the
-    tokenizer runs/NAME_VARIANT. sizes: {SIZE: (depth, width)}.
+    tokenizer runs/NAME_VARIANT. sizes: {SIZE: its fields}. model: fields of all.
     """
     variant, vocabulary, side = large
 
@@ -108,14 +108,14 @@ def gpts(name, small, tiny, large, sizes, peak_lr, **model):
         grid = dict(grid=(side, side), length=side**2, vocabulary=vocabulary)
         return grid | dict(position="rotary_2d", class_token=True) | model
 
-    def published(depth, width):
-        size = dict(depth=depth, width=width, block=dict(norm="rms"))
-        return large_generator(f"{name}_{variant}", peak_lr, **fields(side, vocabulary), **size)
+    def published(size):
+        size = fields(side, vocabulary) | dict(block=dict(norm="rms")) | size
+        return large_generator(f"{name}_{variant}", peak_lr, **size)
 
     return {
         "ar": lambda: small_generator(name, **fields(8, small)),
         "ar_tiny": lambda: tiny_generator(f"{name}_tiny", **fields(8, tiny)),
-    } | {f"ar_{key}": lambda size=size: published(*size) for key, size in sizes.items()}
+    } | {f"ar_{key}": lambda size=size: published(size) for key, size in sizes.items()}
 
 
 CNN = dict(sharding=FSDP, batch_size=16, schedule=dict(peak_lr=2e-3, warmup=50, end=0.01))  # keys of `small`

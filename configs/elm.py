@@ -31,7 +31,12 @@ adapts is the whole weight. The small ones have no LPIPS, and a weight that is f
 
 from configs import common
 
-GPTS = {"l": (24, 1024), "xl": (36, 1280), "xxl": (48, 1536), "2b": (48, 1792)}  # (depth, width)
+GPTS = {
+    "l": dict(depth=24, width=1024),
+    "xl": dict(depth=36, width=1280),
+    "xxl": dict(depth=48, width=1536),
+    "2b": dict(depth=48, width=1792),
+}
 ADAPTIVE = dict(adaptive="decoder/conv_out/kernel", limits=(0.0, 1.0))
 
 

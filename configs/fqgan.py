@@ -11,7 +11,7 @@ triple_f8 = 32 x 32 places; dual_off ... = without LPIPS and teacher:
     python -m jaxtok.train --config=configs/fqgan.py:dual --workdir=runs/fqgan_dual \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
-A GPT over the codes of dual, whose head predicts those of a place in turn:
+A GPT over the codes of dual, whose last layers predict those of a place in turn:
 
     python -m jaxtok.train --config=configs/fqgan.py:ar --workdir=runs/fqgan_ar
     python -m jaxtok.generate --checkpoint=runs/fqgan_ar --labels=all --out=samples.png
@@ -25,16 +25,15 @@ Published (README): rFID 0.94 and PSNR 22.02 of dual, 0.76 and 22.73 of triple; 
 As published: LlamaGen's trunks, the branches, quantizers, losses and their weights, a critic from step 20,001, Adam at
 2e-4, 40 epochs of ImageNet in batches of 256. What differs: the teachers. Theirs are the class tokens of CLIP-L/14 in
 dual, of DINOv2-S and CLIP-B/16 in triple; here they are means over DINOv2's patches, L in dual, S and B in triple. EMA,
-clipping and crops are ours, and the rate falls. The head of the GPT is one layer a book, theirs a transformer of three
-or four, and how it trains is ours. The small ones have no LPIPS and no critic, and predict the picture's class, which
-their data know exactly.
+clipping and crops are ours, and the rate falls. How the GPT trains is ours. The small ones have no LPIPS and no critic,
+and predict the picture's class, which their data know exactly.
 """
 
 from configs import common
 
 BRANCHES = ("visual", "semantic")
 CHANNELS = {"": (128, 128, 256, 256, 512), "_f8": (128, 256, 256, 512)}  # LlamaGen's
-GPTS = {"b": (24, 1024), "l": (36, 1280)}  # (depth, width)
+GPTS = {"b": dict(depth=24, width=1024, head_depth=3), "l": dict(depth=36, width=1280, head_depth=4)}
 TEACHERS = {  # (name, width, depth) by branch
     "dual": {"semantic": ("l", 1024, 24)},
     "triple": {"semantic_mid": ("s", 384, 12), "semantic_high": ("b", 768, 12)},
@@ -148,4 +147,4 @@ VARIANTS |= {
     for size in CHANNELS
     for suffix, towers in (("", True), ("_off", False))
 }
-VARIANTS |= common.gpts("fqgan", (256, 256), (32, 32), ("dual", (16384, 16384), 16), GPTS, peak_lr=3e-4)
+VARIANTS |= common.gpts("fqgan", (256, 256), (32, 32), ("dual", (16384, 16384), 16), GPTS, peak_lr=3e-4, head_depth=1)

@@ -3,7 +3,8 @@
     python -m jaxtok.train --config=configs/kl_vae.py --workdir=runs/kl_vae
 
 Variants: none = a small one on the emoji of a pip package, minutes on two CPU cores; tiny = seconds, for tests; c4, c8,
-c16 = the size of Stable Diffusion and FlexTok, 32 x 32 tokens of 4, 8 or 16 channels, on your own pictures of 256 px:
+c16 = the size of Stable Diffusion and FlexTok, 32 x 32 tokens of 4, 8 or 16 channels, on your own pictures of 256 px;
+f16_c16 = one of 16 x 16 tokens, for configs/tokenbridge.py:
 
     python -m jaxtok.train --config=configs/kl_vae.py:c16 --workdir=runs/kl_vae_c16 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
@@ -45,7 +46,8 @@ def tiny():
     return config
 
 
-def published(latent_channels):
+def published(latent_channels, side=32, **trunk):
+    trunk = dict(channels=(128, 256, 512, 512), blocks=2, groups=32, dtype="bfloat16") | trunk
     config = common.published(
         sharding=common.FSDP,
         total_steps=250_000,
@@ -53,9 +55,9 @@ def published(latent_channels):
         schedule=dict(peak_lr=1e-4, warmup=5000, end=0.01),
         optimizer=dict(b2=0.95, weight_decay=0.0, clip=1.0),
         task=common.tokenizer_task(
-            kl_vae(latent_channels, channels=(128, 256, 512, 512), blocks=2, groups=32, dtype="bfloat16"),
+            kl_vae(latent_channels, **trunk),
             losses=losses("l1", kl=1e-6 / (256 * 256 * 3)),  # 1e-6 beside a sum over the picture's numbers
-            token_counts=(32 * 32,),
+            token_counts=(side**2,),
             samplers=(dict(title="mean"),),
         ),
     )
@@ -81,4 +83,7 @@ def losses(pixel, kl):
     )
 
 
+F16 = dict(channels=(128, 128, 256, 256, 512), attention="last")  # LlamaGen's trunk
+
 VARIANTS = {"": small, "tiny": tiny} | {f"c{n}": (lambda n=n: published(n)) for n in (4, 8, 16)}
+VARIANTS |= {"f16_c16": lambda: published(16, side=16, **F16)}

@@ -2,37 +2,46 @@
 
     python -m jaxtok.train --config=configs/kl_vae.py --workdir=runs/kl_vae
     python -m jaxtok.train --config=configs/tokenbridge.py --workdir=runs/tokenbridge
-    python -m jaxtok.train --config=configs/tokenbridge.py:ar --workdir=runs/tokenbridge_ar
-    python -m jaxtok.generate --checkpoint=runs/tokenbridge_ar --labels=all --out=samples.png
+    python -m jaxtok.train --config=configs/tokenbridge.py:mar --workdir=runs/tokenbridge_mar
+    python -m jaxtok.generate --checkpoint=runs/tokenbridge_mar --labels=all --out=samples.png
 
 Every channel of every token of a KL-VAE goes to the nearest of 64 fixed levels. Nothing trains: the second line takes
 the weights of the first and says what the rounding costs, in one step that changes nothing. Its workdir is a tokenizer
-like any other. A token is C numbers of 64 values, and the GPT of the third line predicts them one after the other, each
-from those before it, so that the 64^C codes of a token are never counted.
+like any other. A token is C numbers of 64 values. The masked model of the third line takes the places of a picture in
+any order, and at a place a small transformer draws the C numbers one after the other, each from those before it, so
+that the 64^C codes of a token are never counted.
 
-Variants: none = over the small VAE on the emoji of a pip package; tiny = seconds, over runs/kl_vae_tiny; f8_c16 = over
-runs/kl_vae_c16, pictures of 256 px:
+Variants: none = over the small VAE on the emoji of a pip package; tiny = seconds, over runs/kl_vae_tiny; f16_c16 = over
+runs/kl_vae_f16_c16, 16 x 16 tokens of pictures of 256 px, as published:
 
-    python -m jaxtok.train --config=configs/tokenbridge.py:f8_c16 --workdir=runs/tokenbridge_f8_c16 \\
+    python -m jaxtok.train --config=configs/kl_vae.py:f16_c16 --workdir=runs/kl_vae_f16_c16 \\
+        --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
+    python -m jaxtok.train --config=configs/tokenbridge.py:f16_c16 --workdir=runs/tokenbridge_f16_c16 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
-ar = the GPT over runs/tokenbridge, ar_tiny = over runs/tokenbridge_tiny; ar_b, ar_l, ar_h = the published widths and
-depths, over the codes of runs/tokenbridge_f8_c16.
+mar = the masked model over runs/tokenbridge, mar_tiny = over runs/tokenbridge_tiny; mar_l, mar_h = the published sizes,
+over what python -m jaxtok.tokenize --checkpoint=runs/tokenbridge_f16_c16 --out=runs/codes_tokenbridge_f16_c16 writes.
 
 Published: FID 1.76 (L, 486 M parameters) and 1.55 (H, 910 M), rFID about 0.53 (their README).
 
 As published: levels, the nearest of them taken, 6 bits a channel. Their range is +-5 for the latents of MAR's VAE times
 0.2325. Here it is a number of the config, 6, to be replaced by five times `codes/std` in the log of the VAE's run
 (--config.task.model.quantizer.high, and low for minus that). In +-3 deviations all levels would be equally likely, but
-the rounding of normal latents 8 dB worse. What differs: the generator is a GPT in raster order, theirs a masked model
-(MAR) in random order, and how it trains is that of our other GPTs; the channels of a token are predicted in their own
-order by one layer each, not in that of their frequencies (quantizers.post_training.channel_order) by a transformer; the
-large VAE has 32 x 32 tokens, theirs 16 x 16.
+the rounding of normal latents 8 dB worse. Of the masked models: sizes, the law of the masks, the head, AdamW at 4e-4
+with 0.9 and 0.95 and decay 0.02, batch, epochs, and how it draws. What differs: the share of masked tokens is each
+sample's own, not the batch's; tokens enter by a vector for each level of each channel, where theirs are the numbers
+themselves through a matrix; attention weights and the head have no dropout; channels are predicted in their own order.
+Theirs is one of frequencies that holds for MAR's VAE, and --config.task.model.head.order takes what
+quantizers.post_training.channel_order finds for another.
 """
 
 from configs import common
 
-GPTS = {"b": (24, 768), "l": (32, 1024), "h": (40, 1280)}  # (depth, width): encoder and decoder of MAR together
+EPOCH = 1_281_167 // 2048
+SIZES = {  # (width, depth of encoder and decoder each, layers over the channels, epochs, guidance, temperature)
+    "l": (1024, 16, 4, 400, 3.1, 0.96),
+    "h": (1280, 20, 6, 800, 3.45, 0.91),
+}
 
 
 def get_config(variant=""):
@@ -52,8 +61,8 @@ def tiny():
 
 
 def large():
-    trunk = dict(channels=(128, 256, 512, 512), blocks=2, groups=32, dtype="bfloat16")
-    config = unchanged("runs/kl_vae_c16", 1024, reach=6.0, latent_channels=16, **trunk)
+    trunk = dict(channels=(128, 128, 256, 256, 512), attention="last", blocks=2, groups=32, dtype="bfloat16")
+    config = unchanged("runs/kl_vae_f16_c16", 256, reach=6.0, latent_channels=16, **trunk)
     config.data = common.folder(crop="data.transforms.random_crop", batch_size=32)
     return config
 
@@ -86,9 +95,39 @@ def unchanged(vae, tokens, reach, latent_channels, **trunk):
     return config
 
 
+def mar(side, channels, width, buffer, depth, inner, head_dim):
+    """The masked model of side x side tokens. depth, inner, head_dim: of the layers over the channels."""
+    head = dict(depth=depth, inner=inner, block=dict(head_dim=head_dim))
+    grid = dict(grid=(side, side), length=side**2, vocabulary=(64,) * channels)
+    return grid | dict(name="generate.mar.MAR", width=width, buffer=buffer, head=head)
+
+
+def published(width, depth, layers, epochs, guidance, temperature):
+    model = mar(16, 16, width, buffer=64, depth=layers, inner=1024, head_dim=128)
+    model |= dict(depth=depth, block=dict(head_dim=width // 16))
+    config = common.large_generator("tokenbridge_f16_c16", peak_lr=4e-4, **model)
+    config.update(
+        total_steps=epochs * EPOCH,
+        batch_size=2048,
+        eval_every=10 * EPOCH,
+        checkpoint=dict(keep_every=50 * EPOCH),
+        schedule=dict(warmup=100 * EPOCH, end=0.0),
+        optimizer=dict(weight_decay=0.02, clip=3.0),
+    )
+    guidance = dict(name="generate.sampling.linear", scale=guidance)
+    config.task.samplers = (dict(title="its class", steps=256, guidance=guidance, temperature=temperature),)
+    return config
+
+
 VARIANTS = {
     "": small,
     "tiny": tiny,
-    "f8_c16": large,
+    "f16_c16": large,
+    "mar": lambda: common.small_generator(
+        "tokenbridge", **mar(8, 4, 128, buffer=8, depth=2, inner=64, head_dim=32), depth=2
+    ),
+    "mar_tiny": lambda: common.tiny_generator(
+        "tokenbridge_tiny", **mar(8, 4, 32, buffer=2, depth=1, inner=16, head_dim=16), depth=1
+    ),
 }
-VARIANTS |= common.gpts("tokenbridge", (64,) * 4, (64,) * 4, ("f8_c16", (64,) * 16, 32), GPTS, peak_lr=1e-4)
+VARIANTS |= {f"mar_{key}": lambda size=size: published(*size) for key, size in SIZES.items()}

@@ -17,7 +17,7 @@ from runs/wetok; tiny = seconds, for tests; f8_64, f8_32, f16_32, f32_32 = the p
     python -m jaxtok.train --config=configs/wetok.py:f16_32 --workdir=runs/wetok_f16_32 \\
         --config.data.train.source.path=IMAGES --config.data.eval.source.path=IMAGES
 
-f8_64_off ... = without it. A GPT over the bits, whose head predicts a token's groups in turn:
+f8_64_off ... = without it. A GPT over the bits, whose last layers predict a token's groups in turn:
 
     python -m jaxtok.train --config=configs/wetok.py:ar --workdir=runs/wetok_ar
     python -m jaxtok.generate --checkpoint=runs/wetok_ar --labels=all --out=samples.png
@@ -31,8 +31,7 @@ LPIPS, a GAN at 0.1 from the first step with a hinge critic and LeCAM at 0.05, e
 commitment at 0.25, Adam at 1e-4 with betas 0.5 and 0.9, batch. Ours: EMA, numbers of steps, a rate that falls to a
 tenth, the size of a crop, clipping, the widths at f8, how the GPTs train, and the batch entropy. Their code takes all
 groups of all tokens for one distribution, and so does not see a group that always says the same while others differ;
-here each group has its own, and with --config.task.model.quantizer.pooled=True it is theirs. The head of the GPT is one
-layer a group, not a transformer.
+here each group has its own, and with --config.task.model.quantizer.pooled=True it is theirs.
 """
 
 from configs import common
@@ -44,7 +43,11 @@ SIZES = {
     "f16_32": ((256, 256, 512, 512, 1024), 32),
     "f32_32": ((256, 256, 512, 512, 1024, 2048), 32),
 }
-GPTS = {"b": (24, 1024), "l": (36, 1280), "xl": (48, 1536)}  # (depth, width)
+GPTS = {
+    "b": dict(depth=24, width=1024, head_depth=2),
+    "l": dict(depth=36, width=1280, head_depth=3),
+    "xl": dict(depth=48, width=1536, head_depth=4),
+}
 
 
 def get_config(variant=""):
@@ -133,4 +136,4 @@ VARIANTS |= {
     "f32_32_generative": lambda: published("f32_32", True, generative=True),
     "f32_32_generative_off": lambda: published("f32_32", False, generative=True),
 }
-VARIANTS |= common.gpts("wetok", (256, 256), (16, 16), ("f16_32", (256,) * 4, 16), GPTS, peak_lr=3e-4)
+VARIANTS |= common.gpts("wetok", (256, 256), (16, 16), ("f16_32", (256,) * 4, 16), GPTS, peak_lr=3e-4, head_depth=1)

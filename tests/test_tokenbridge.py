@@ -84,7 +84,7 @@ def test_the_run_says_of_its_pictures_what_the_weights_do(bits_6, folder):
 
 
 def generator(folder, **changes):
-    config = tokenbridge.get_config("ar_tiny")
+    config = tokenbridge.get_config("mar_tiny")
     config.task.tokenizer, config.log_every = str(folder / "bits_6"), 1
     config.data.train.transforms = ()
     return runs.changed(config, **changes)
@@ -93,10 +93,10 @@ def generator(folder, **changes):
 def test_a_generator_learns_channels_made_on_the_fly_as_those_from_disk(bits_6, folder):
     """And its samples are pictures."""
     config = generator(folder)
-    metrics = runs.alone(config, folder / "ar")
-    losses = runs.logged(folder / "ar")
+    metrics = runs.alone(config, folder / "mar")
+    losses = runs.logged(folder / "mar")
     assert losses[6] < losses[1] and metrics["bits a token"] < 4 * 6 + 1
-    drawn = jaxtok.load(folder / "ar")
+    drawn = jaxtok.load(folder / "mar")
     codes = drawn.sample([0, 1])
     assert codes.shape == (2, 64, 4) and codes.max() < 64
     assert drawn.decode(codes).shape == (2, 16, 16, 3)

@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import cache, sampling
 from jaxtok.generate.condition import batch_size, is_guided, labels
-from jaxtok.generate.heads import Digits, Parallel
+from jaxtok.generate.heads import Depth, Digits, Parallel
 from jaxtok.generate.objective import score
 from jaxtok.nn import masks, rotary
 from jaxtok.nn.decoder_block import Block, Side, stack
@@ -36,6 +36,7 @@ class AR(nn.Module):
       levels: (): a code is one of K, with a vector and a logit of its own. Else a code is so many digits, as FSQ's are.
         Digits are embedded and predicted by generate.heads.Digits, each from those before it.
       parallel: digits are predicted independently, by generate.heads.Parallel.
+      head_depth: 0, or digits are predicted by so many causal layers over them, by generate.heads.Depth.
       position: "learned" or "sincos" vectors added to every token, or "rotary" (1D) or "rotary_2d" (tokens are a square
         grid; the start has no place and its queries and keys are zero, as in LlamaGen, arXiv 2406.06525).
       classes: how many, 0: no labels.
@@ -55,6 +56,7 @@ class AR(nn.Module):
     block: Mapping[str, Any] = FrozenDict()
     levels: tuple[int, ...] = ()
     parallel: bool = False
+    head_depth: int = 0
     position: str = "learned"
     classes: int = 0
     class_token: bool = False
@@ -75,11 +77,15 @@ class AR(nn.Module):
             raise ValueError("AR.levels are the digits of a single index; these tokens have several: leave it out.")
         if self.levels and math.prod(self.levels) != self.vocabulary:
             raise ValueError(f"AR.levels {self.levels} make {math.prod(self.levels)} codes, and not {self.vocabulary}.")
-        if self.parallel and not self._levels():
-            raise ValueError("AR.parallel needs codes of digits: a `vocabulary` of several sizes, or `levels`.")
+        if (self.parallel or self.head_depth) and not self._levels():
+            raise ValueError("AR.parallel and head_depth need digits: a `vocabulary` of several sizes, or `levels`.")
+        if self.parallel and self.head_depth:
+            raise ValueError(f"AR.parallel has no layers over digits: leave out head_depth={self.head_depth}.")
         normal = nn.initializers.normal(0.02)
         if self._levels():
-            self.digits = (Parallel if self.parallel else Digits)(self._levels(), self.width, apart)
+            layers = dict(depth=self.head_depth, block=self._fields(), remat=self.remat) if self.head_depth else {}
+            head = Depth if layers else Parallel if self.parallel else Digits
+            self.digits = head(self._levels(), self.width, apart, **layers)
         else:
             self.token_embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
             self.head = Linear(self.vocabulary, bias=False, init="zeros", dtype=self.dtype)
@@ -246,6 +252,8 @@ class AR(nn.Module):
         return None
 
     def _head(self, x):
+        if self.head_depth:  # these layers go on where those ended, and have the last norm
+            return x
         x = self.norm(x)
         return x if self._levels() else self.head(x).astype(jnp.float32)
 

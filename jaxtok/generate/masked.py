@@ -31,14 +31,19 @@ def masked_count(u, n):
 # ---- the sampler ----
 
 
-def counts(n, steps):
+def arccosine(done):
+    """The share of masked tokens once a share of the steps is done: acos(done) / (pi/2)."""
+    return math.acos(done) / (math.pi / 2)
+
+
+def counts(n, steps, law=arccosine):
     """How many of n tokens are still masked after each step: int [steps].
 
-    After step s, floor(n acos(r) / (pi/2)) with r = (s + 1) / steps, but fewer than before, at least 1; 0 at the end.
+    After step s, floor(n law((s + 1) / steps)), but fewer than before, at least 1; 0 at the end.
     """
     left, after = n, []
     for step in range(steps):
-        left = max(1, min(left - 1, math.floor(n * math.acos((step + 1) / steps) / (math.pi / 2))))
+        left = max(1, min(left - 1, math.floor(n * law((step + 1) / steps))))
         after.append(left)
     return np.array([*after[:-1], 0])
 

@@ -37,24 +37,62 @@ def parameters(module, sizes=SIZES):
     return noisy(jax.jit(partial(module.init, keys, method="loss"))(*batch(sizes)))
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_probabilities_of_a_token_sum_to_one_and_only_heads_in_turn_know_of_dependence(parallel):
-    head = (heads.Parallel if parallel else heads.Digits)((3, 2), 8, apart=True)
+BLOCK = dict(head_dim=8)
+HEADS = {
+    "parallel": heads.Parallel,
+    "digits": heads.Digits,
+    "depth": partial(heads.Depth, block=BLOCK),
+    "channels": partial(heads.Channels, block=BLOCK, inner=16, order=(1, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_probabilities_of_a_token_sum_to_one_and_only_heads_in_turn_know_of_dependence(kind):
+    head = HEADS[kind](levels=(3, 2), width=8, apart=True)
     x, every = jax.random.normal(jax.random.key(0), (1, 8)), jnp.stack(jnp.meshgrid(*map(jnp.arange, (3, 2))), -1)
     params = jax.jit(partial(head.init, method=lambda h, x, c: (h.embed(c), h.score(x, c))))(
         jax.random.key(1), jnp.broadcast_to(x[0], (*every.shape[:2], 8)), every
     )
-    loss = run(head, "score", noisy(params), jnp.broadcast_to(x[0], (*every.shape[:2], 8)), every).loss
+    loss = run(head, "score", noisy(params, 0.2), jnp.broadcast_to(x[0], (*every.shape[:2], 8)), every).loss
     table = jnp.exp(-loss)  # [2 3]
     np.testing.assert_allclose(table.sum(), 1, rtol=1e-5)
     dependence = np.abs(table - table.sum(0) * table.sum(1, keepdims=True)).max()
-    assert dependence < 1e-6 if parallel else dependence > 0.01
+    assert dependence < 1e-6 if kind == "parallel" else dependence > 0.01
 
 
-@pytest.mark.parametrize("parallel", [False, True])
-def test_sampling_on_a_cache_is_sampling_from_the_whole_prefix(parallel):
+@pytest.mark.parametrize("kind", ["depth", "channels"])
+def test_digits_on_a_cache_have_the_logits_of_the_whole(kind):
+    """And no digit hears of itself or of what follows in its order."""
+    order, sizes = (2, 0, 1), (5, 4, 3)
+    fields = dict(levels=sizes, width=8, apart=True, depth=2, block=BLOCK | dict(qk_norm=True))
+    if kind == "channels":
+        head, order = heads.Channels(**fields, inner=16, order=order), np.array(order)
+    else:
+        head, order = heads.Depth(**fields), np.arange(3)
+    x, codes = jax.random.normal(jax.random.key(0), (6, 8)), jnp.stack([jnp.arange(6) % n for n in sizes], -1)
+    params = noisy(jax.jit(partial(head.init, method="score"))(jax.random.key(1), x, codes))
+    seen = []
+
+    def choose(logits, g):
+        seen.append(logits)
+        return sampling.draw(jax.random.key(g), logits)
+
+    drawn = np.asarray(head.apply(params, x, choose, method="draw"))
+    assert (drawn >= 0).all() and (drawn < sizes).all() and len(np.unique(drawn, axis=0)) > 3
+    whole = lambda codes: run(head, "logits", params, x, [codes[:, channel] for channel in order])
+    for on_cache, plain in zip(seen, whole(drawn), strict=True):
+        np.testing.assert_allclose(on_cache, plain, atol=2e-5)
+    for g in range(3):
+        other = drawn.copy()
+        other[:, order[g]] = (other[:, order[g]] + 1) % sizes[order[g]]
+        moved = [np.abs(a - b).max() > 1e-4 for a, b in zip(whole(drawn), whole(other), strict=True)]
+        assert moved == [later > g for later in range(3)]
+
+
+@pytest.mark.parametrize("fields", [dict(), dict(parallel=True), dict(head_depth=2)], ids=str)
+def test_sampling_on_a_cache_is_sampling_from_the_whole_prefix(fields):
     """Index for index, guided: the features of the whole sequence give the same draws."""
-    module, rng = ar(parallel=parallel), jax.random.key(7)
+    module, rng = ar(**fields), jax.random.key(7)
     params, (_, condition) = parameters(module), batch()
     codes = run(module, "sample", params, rng, condition, guidance=2.0, temperature=0.8)
     assert codes.shape == (4, N, 3) and (codes < np.array(SIZES)).all() and len(np.unique(codes[..., 0])) > 1
@@ -83,7 +121,8 @@ def test_no_token_sees_itself_or_what_follows():
 @pytest.mark.parametrize(
     "fields, says",
     [
-        (dict(sizes=12, parallel=True), "AR.parallel needs codes of digits"),
+        (dict(sizes=12, parallel=True), "AR.parallel and head_depth need digits"),
+        (dict(parallel=True, head_depth=1), "leave out head_depth=1"),
         (dict(levels=(5, 12)), "leave it out"),
     ],
 )
@@ -126,15 +165,17 @@ def correlated(key, size):
 
 
 def two_channels(seed=0):
-    """(loss of independent heads, of heads in turn), in nats a token."""
-    model = lambda parallel: AR((3, 3), 1, 16, 1, dict(head_dim=8), dropout=0.0, parallel=parallel)
-    return [learn(model(parallel), correlated, seed=seed)[1] for parallel in (True, False)]
+    """What heads in turn, a small layer each or a transformer over them, gain over independent ones: nats a token."""
+    model = lambda **fields: AR((3, 3), 1, 16, 1, dict(head_dim=8), dropout=0.0, **fields)
+    apart, *in_turn = (
+        learn(model(**fields), correlated, seed=seed)[1] for fields in (dict(parallel=True), dict(), dict(head_depth=1))
+    )
+    return [apart - loss for loss in in_turn]
 
 
 def test_channels_in_turn_gain_their_mutual_information():
-    """They share 0.573 nats; of seeds 0 and 1 the gain was 0.558 and 0.562."""
-    apart, in_turn = two_channels()
-    assert apart - in_turn > MUTUAL - 0.05
+    """They share 0.573 nats; after seeds 0, 1, 2 a layer each gained 0.558 to 0.564, a transformer 0.560 to 0.564."""
+    assert min(two_channels()) > MUTUAL - 0.05
 
 
 # ---- diffusion over bits ----

@@ -12,12 +12,14 @@ import numpy as np
 
 from jaxtok.generate import masked, rar, sampling
 from jaxtok.generate.ar import AR
+from jaxtok.generate.heads import Channels
 from jaxtok.generate.masked import Masked
 from jaxtok.generate.objective import score
 from jaxtok.generate.rar import RAR
 from jaxtok.nn.rotary import rotary_2d
 from jaxtok.pretrained import llamagen, maskgit_generator
 from jaxtok.pretrained import rar as rar_weights
+from jaxtok.pretrained.convert import LINEAR, convert, rules_of
 
 TOLERANCE = (1e-4, 2e-5)
 K = 20  # codes of the small models of one family; ids 21 ... 30 are classes, 31 is the null class
@@ -83,6 +85,110 @@ def llamagen_gpt_generate(golden):
         ours[f"{case}/tokens"] = tokens
         ours[f"{case}/probs"] = jax.nn.softmax(sampling.filtered(logits, **law)).swapaxes(0, 1)
     return checked(ours, golden, "labels")
+
+
+# ---- digits by a transformer over them ----
+
+DEPTH_RULES = (
+    *llamagen.RULES,
+    *((f"head_{regex}", f"digits/{path}", p) for regex, path, p in llamagen.RULES if path.startswith("blocks")),
+    (r"(embeds|before)_(\d)", r"digits/\1_\2/embedding", "k d -> k d"),
+    (r"heads_(\d)", r"digits/heads_\1/kernel", "o i -> i o"),
+    (r"last_norm", "digits/norm/scale", "d -> d"),
+)
+
+
+def depth_logits(renamed, digits, label):
+    """Of the model in whose state dict tables and heads have our names: float32 [B N K] of each digit, int [B N] each.
+
+    Our heads have a bias, which is zero here.
+    """
+    sizes = tuple(renamed[f"heads_{g}"].shape[0] for g in range(len(digits)))
+    block, codes = dict(norm="rms", head_dim=8, hidden=96), jnp.stack(digits, -1)
+    fields = dict(position="rotary_2d", classes=5, class_token=True, head_depth=1)
+    module = AR(sizes, 9, 32, 2, block, **fields)
+    like = shapes(module, codes, label)
+    bias = {f"heads_{g}": like["digits"][f"heads_{g}"].pop("bias") for g in range(len(digits))}
+    params, _ = convert(renamed, DEPTH_RULES, like)
+    for name, shape in bias.items():
+        params["digits"][name]["bias"] = jnp.zeros(shape.shape)
+
+    def run(module):
+        return module.digits.logits(module(codes, {"label": label}), digits)
+
+    return jax.jit(lambda params: module.apply({"params": params}, method=run))(params)
+
+
+def far_dual(golden):
+    """Their input is a matrix of both vectors side by side: two vectors that are added."""
+    digits, theirs = [jnp.asarray(golden[f"idx_{i}"]) for i in (1, 2)], weights(golden)
+    halves = np.split(theirs.pop("aggregation_layer.weight"), 2, -1)
+    bias = [theirs.pop("aggregation_layer.bias"), 0.0]
+    renamed = {"last_norm": theirs.pop("norm.weight")}
+    for g in range(2):
+        vectors = theirs.pop(f"tok_embeddings_{g + 1}.weight")
+        renamed |= {f"embeds_{g}": vectors @ halves[g].T + bias[g], f"heads_{g}": theirs.pop(f"output_{g + 1}.weight")}
+        renamed |= {"before_0": vectors} if g == 0 else {}
+    renamed |= {key.replace("ar_head", "head_layers"): value for key, value in theirs.items()}
+    logits = depth_logits(renamed, digits, jnp.asarray(golden["labels"]))
+    loss = sum(score(*of).mean() for of in zip(logits, digits, strict=True)) / 2
+    return checked({"logits_1": logits[0], "logits_2": logits[1], "loss": loss}, golden, "idx_1", "idx_2", "labels")
+
+
+def open_magvit2_ar(golden):
+    theirs, renamed = weights(golden), {}
+    for g, name in enumerate(("pre", "post")):
+        renamed |= {f"embeds_{g}": theirs.pop(f"{name}_emb.weight"), f"heads_{g}": theirs.pop(f"head.{g}.weight")}
+    renamed |= {"before_0": renamed["embeds_0"], "last_norm": theirs.pop("norm.weight")}
+    for key, value in theirs.items():
+        for old, new in (
+            ("spatial_blocks", "layers"),
+            ("factorized_blocks", "head_layers"),
+            ("class_emb", "cls_embedding"),
+        ):
+            key = key.replace(old, new)
+        renamed[key] = value
+    digits = [jnp.asarray(golden[f"idx_{name}"]) for name in ("pre", "post")]
+    logits = depth_logits(renamed, digits, jnp.asarray(golden["cls"][:, 0]))
+    return checked({"logits_0": logits[0], "logits_1": logits[1]}, golden, "idx_pre", "idx_post", "cls")
+
+
+CHANNEL_RULES = (
+    (r"channel_embed", "pos_embed", "1 g d -> g d"),
+    (r"timesteps_embeddings", "number_embed", "1 g d -> g d"),
+    (r"token_embeddings\.(\d+)\.weight", r"before_\1/embedding", "k d -> k d"),
+    *((regex.replace("blocks", "channel_blocks", 1), *rest) for regex, *rest in rar_weights.RULES if "blocks" in regex),
+    *rules_of(
+        (
+            (r"condition_proj", "enter", LINEAR),
+            (r"channel_heads\.(\d+)", r"heads_\1", LINEAR),
+            (r"channel_norm", "norm", rar_weights.AFFINE),
+            (r"channel_final\.adaLN_modulation\.1", "head_adaln", rar_weights._ADALN),
+        )
+    ),
+)
+
+
+def tokenbridge_channels(golden):
+    """The head at features where `mask` is set. Their sampler adds the first vector of numbers to the first input."""
+    order, places = tuple(int(c) for c in golden["channel_order"]), golden["mask"].astype(bool)
+    z, codes = jnp.asarray(golden["z"])[places], jnp.asarray(golden["indices"])[places]
+    block = rar.BLOCK | dict(eps=1e-5, head_dim=8, hidden=128)
+    module = Channels((16,) * 16, z.shape[-1], True, 2, block, inner=32, order=order)
+    like = jax.eval_shape(partial(module.init, method="score"), jax.random.key(0), z, codes)["params"]
+    params, _ = convert(weights(golden), CHANNEL_RULES, like)
+    in_turn = list(np.moveaxis(golden["targets_reordered"][places], -1, 0))
+    logits = module.apply({"params": params}, z, in_turn, method="logits")
+    first = np.zeros_like(params["pos_embed"])
+    first[0] = params["number_embed"][0]
+    theirs = params | {"pos_embed": params["pos_embed"] + first}
+    greedy = module.apply({"params": theirs}, z, lambda logits, g: logits.argmax(-1), method="draw")
+    ours = {
+        "channel_logits": jnp.stack(logits, 1),
+        "loss": module.apply({"params": params}, z, codes, method="score").mean() / len(order),
+        "greedy_tokens_reordered": greedy[:, np.array(order)],
+    }
+    return checked(ours, golden, "z", "mask", "channel_order", "indices", "targets_reordered")
 
 
 # ---- RAR ----
@@ -211,6 +317,9 @@ def topk_topp(golden):
 FILES = {
     "llamagen_gpt_forward": llamagen_gpt_forward,
     "llamagen_gpt_generate": llamagen_gpt_generate,
+    "far_dual": far_dual,
+    "open_magvit2_ar": open_magvit2_ar,
+    "tokenbridge": tokenbridge_channels,
     "rar_forward": rar_forward,
     "rar_generate_greedy": rar_generate_greedy,
     "rar_random_ratio": rar_random_ratio,
