@@ -31,7 +31,8 @@ The {total} systems that this suite is for, by family. Works: {works}, partly: {
 - **partly**: there is a config; what it does not have yet stands below the table.
 - **not yet**: there is no config.
 
-Below each table, of each system: its parts, at a published size where there is one; its test; which published weights
+Below each table, of each system: its parts, at a published size where there is one; its test; what its command measured
+here, small models on emoji or shapes of 16 px or less (PSNR of held-out pictures, in dB); which published weights
 are read, and by what (held against names and shapes, most also against small arrays of the reference; no published file
 had been opened when this was written); **the paper's figure, not ours**, and only where the paper, or its authors' own
 readme or code, was read for it; the licence of the published code and weights (where it is of the code alone, the
@@ -99,6 +100,8 @@ def details(key, facts):
             lines.append(f"missing: {facts['missing']}")
         if (ROOT / test_of(key, facts)).exists():
             lines.append(f"test: {link(test_of(key, facts))}")
+        if "measured" in facts:
+            lines.append(f"measured, seeds 0, 1, 2: {facts['measured']}")
     if "converter" in facts:
         lines.append(f"weights: {link(facts['converter'])} reads {facts['reads']}")
     lines += [f"{label}: {facts[fact]}" for fact, label in LABELS.items() if fact in facts]

@@ -17,7 +17,7 @@ spec.loader.exec_module(systems)
 FAMILIES = systems.families()
 ENTRIES = {key: facts for family in FAMILIES.values() for key, facts in family.items()}
 KEYS = {"name", "title", "arxiv", "idea", "figure", "licence", "towers", "note"}
-KEYS |= {"variant", "test", "converter", "reads", "missing"}
+KEYS |= {"variant", "test", "measured", "converter", "reads", "missing"}
 
 
 def test_the_page_is_what_the_script_makes():
@@ -44,6 +44,9 @@ def test_what_an_entry_says_has_the_right_form_and_what_it_names_is_there(key):
         assert (runs.ROOT / facts["converter"]).exists()
     if "test" in facts or key in NAMES and "missing" not in facts:
         assert (runs.ROOT / systems.test_of(key, facts)).exists()
+    assert ("measured" in facts) == (key in NAMES and key not in FAMILIES[systems.BESIDE])
+    if "measured" in facts:
+        assert re.search(r"\(`python -m tests\.\w+[\w ]*`\)$", facts["measured"])
     if key in NAMES:
         assert facts["arxiv"] in importlib.import_module(f"configs.{key}").__doc__
 
