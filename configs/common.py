@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 # everything else (its optimizer state and EMA too) split along its largest axis over `fsdp`.
 SHARDING = (
     (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
-    (r"/blocks/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
+    (r"blocks(/block)?/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
     (r"/mlp/(gate|value|fc1)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
     (r"/mlp/(out|fc2)/kernel$", (None, "tensor", "fsdp")),  # [L H D]
     (r".*", "fsdp"),

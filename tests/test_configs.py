@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import NAMES
-from jaxtok import hub, init_from, plan, stages, train
+from jaxtok import hub, init_from, plan, sharding, stages, train
 from jaxtok.build import build
 from jaxtok.checkpoint import Checkpoints
 from jaxtok.data import pipeline
@@ -71,6 +72,27 @@ def test_every_variant_builds_and_an_unknown_one_lists_them(name):
         for _, run in stages.runs(config, "runs/it", train.KEYS):
             assert set(run) <= set(train.KEYS) and run.total_steps > 0
             build(run.task)
+
+
+def generators():
+    """(name, variant) of all generators over codes but the tiny ones, which train."""
+    for name in NAMES:
+        for variant in load(name).VARIANTS:
+            task = load(name).get_config(variant).task
+            if "tiny" not in variant and task.name == "tasks.GeneratorTask" and "vocabulary" in task.model:
+                yield name, variant
+
+
+@pytest.mark.parametrize("name, variant", [*generators()])
+def test_every_parameter_of_a_generator_finds_its_sharding_rule(name, variant):
+    """Of as many dimensions; and no rule finds nothing. Published sizes do not train here."""
+    config = load(name).get_config(variant)
+    model = build(config.task.model)
+    condition = {"label": jnp.zeros(2, int), "text": jnp.zeros((2, 3, 8)), "text_mask": jnp.ones((2, 3), bool)}
+    codes = jnp.zeros((2, model.length, *np.shape(model.vocabulary)), int)
+    init = functools.partial(model.init, {"params": jax.random.key(0), "train": jax.random.key(0)}, method="loss")
+    params = jax.eval_shape(functools.partial(init, train=True), codes, condition)["params"]
+    sharding.shardings({"params": {"generator": params}}, sharding.make_mesh(data=1, fsdp=-1), config.sharding)
 
 
 def test_a_config_loads_without_jax():

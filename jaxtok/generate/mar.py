@@ -66,12 +66,12 @@ class MAR(nn.Module):
         self.class_embed = nn.Embed(self.classes + 1, self.width, embedding_init=normal)
         self.encoder_pos = self.param("encoder_pos", normal, (self.buffer + self.length, self.width))
         self.norm_in = norm()
-        self.encoder = stack(self.depth, dropout=self.dropout, **layers)
+        self.encoder_blocks = stack(self.depth, dropout=self.dropout, **layers)
         self.encoder_norm = norm()
         self.between = Linear(self.width, dtype=self.dtype)
         self.mask_token = self.param("mask_token", normal, (self.width,))
         self.decoder_pos = self.param("decoder_pos", normal, (self.buffer + self.length, self.width))
-        self.decoder = stack(self.depth, dropout=self.dropout, **layers)
+        self.decoder_blocks = stack(self.depth, dropout=self.dropout, **layers)
         self.decoder_norm = norm()
         self.feature_pos = self.param("feature_pos", normal, (self.length, self.width))
         head = dict(self.head)
@@ -93,7 +93,7 @@ class MAR(nn.Module):
         x = jnp.concatenate([label + tables[0], x + tables[1][first]], 1)
         seen = jnp.pad(there, ((0, 0), (self.buffer, 0)), constant_values=True)  # [B buffer+V]
         side = Side(mask=jnp.broadcast_to(seen[:, None], (batch, x.shape[1], x.shape[1])))
-        x, _ = self.encoder(self.norm_in(x).astype(self.dtype), side, train)
+        x, _ = self.encoder_blocks(self.norm_in(x).astype(self.dtype), side, train)
         x = self.between(self.encoder_norm(x))
         hidden = self.mask_token.astype(self.dtype)
         places = put(
@@ -102,7 +102,7 @@ class MAR(nn.Module):
             jnp.where(there[..., None], x[:, self.buffer :], hidden),
         )
         x = jnp.concatenate([x[:, : self.buffer], places], 1) + self.decoder_pos
-        x, _ = self.decoder(x.astype(self.dtype), Side(), train)
+        x, _ = self.decoder_blocks(x.astype(self.dtype), Side(), train)
         return self.decoder_norm(x)[:, self.buffer :] + self.feature_pos.astype(self.dtype)
 
     def loss(self, codes, condition=None, *, train=False, step=0):
