@@ -4,6 +4,8 @@ Pictures stay uint8 [H W 3]; the codec normalises on the device. A transform tha
 patches drops `patch_labels`, for they would no longer be exact. No transform changes its input.
 """
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
@@ -111,12 +113,22 @@ def caption_words(tokenizer, length):
 
     tokenizer: the path of that file, which belongs to the tower's weights: MiniLM's, T5's, CLIP's. It says which tokens
     begin and end a text; a longer caption loses its last words, not these. Padding it asks for is left out.
+
+    FileNotFoundError where there is none, ValueError where it is no such file.
     """
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise ImportError('caption_words needs the library tokenizers: pip install "jaxtok[text]".') from None
-    tokenizer = Tokenizer.from_file(str(tokenizer))
+    if not Path(tokenizer).is_file():
+        raise FileNotFoundError(
+            f"caption_words: there is no {tokenizer}. It is the tokenizer.json that stands beside the weights of the "
+            "tower (docs/pretrained.md): set `tokenizer` to its path."
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises nothing more special
+        raise ValueError(f"caption_words: {tokenizer} is no tokenizer.json ({error}).") from None
     tokenizer.no_padding()
     tokenizer.enable_truncation(length)
 

@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import cache, sampling
 from jaxtok.generate.condition import batch_size, is_guided, labels
-from jaxtok.generate.heads import Depth, Digits, Parallel
+from jaxtok.generate.heads import Depth, Digits, Parallel, apart
 from jaxtok.generate.objective import score
 from jaxtok.nn import masks, rotary
 from jaxtok.nn.decoder_block import Block, Side, stack
@@ -72,8 +72,8 @@ class AR(nn.Module):
             raise ValueError(f'AR.position is one of {POSITIONS}, not "{self.position}".')
         if self.class_token and not self.classes:
             raise ValueError("AR.class_token needs classes: without any there is no class to start with.")
-        apart = not isinstance(self.vocabulary, int)
-        if apart and self.levels:
+        several = not isinstance(self.vocabulary, int)
+        if several and self.levels:
             raise ValueError("AR.levels are the digits of a single index; these tokens have several: leave it out.")
         if self.levels and math.prod(self.levels) != self.vocabulary:
             raise ValueError(f"AR.levels {self.levels} make {math.prod(self.levels)} codes, and not {self.vocabulary}.")
@@ -85,7 +85,7 @@ class AR(nn.Module):
         if self._levels():
             layers = dict(depth=self.head_depth, block=self._fields(), remat=self.remat) if self.head_depth else {}
             head = Depth if layers else Parallel if self.parallel else Digits
-            self.digits = head(self._levels(), self.width, apart, **layers)
+            self.digits = head(self._levels(), self.width, several, **layers)
         else:
             self.token_embed = nn.Embed(self.vocabulary, self.width, embedding_init=normal)
             self.head = Linear(self.vocabulary, bias=False, init="zeros", dtype=self.dtype)
@@ -155,7 +155,9 @@ class AR(nn.Module):
         block, tables = self._block(), self._rotary(k)
         module, variables = self.unbind()  # a bound module must not be called inside a scan
         params = dict(variables["params"])
-        layers = cache.layers(params.pop("blocks"), self.dtype)
+        layers, of_digits = cache.layers(params.pop("blocks"), self.dtype), None
+        if self._levels():
+            params["digits"], of_digits = apart(params["digits"], self.dtype)
         params = cache.cast(params, self.dtype)
 
         def step(x, place, kept):
@@ -184,7 +186,7 @@ class AR(nn.Module):
                 chosen = sampling.draw(jax.random.fold_in(key, g), logits, temperature, top_k, top_p)
                 return sampling.pair(chosen, chosen) if guided else chosen
 
-            codes = module.apply({"params": params}, y, digit, method="_draw")
+            codes = module.apply({"params": params}, y, digit, of_digits, method="_draw")
             return sampling.unpair(codes)[0] if guided else codes
 
         kept = cache.empty(block, layers, prefix.shape[0], self.width, k, *memory)
@@ -229,8 +231,8 @@ class AR(nn.Module):
     def _vectors(self, indices):
         return self.digits.embed(indices) if self._levels() else self.token_embed(indices)
 
-    def _draw(self, features, choose):
-        return self.digits.draw(features, choose)
+    def _draw(self, features, choose, layers=None):
+        return self.digits.draw(features, choose, layers)
 
     def _place(self, x, at):
         """x [B n D] with the vectors of its places, from `at` on."""

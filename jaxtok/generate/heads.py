@@ -52,8 +52,8 @@ class Digits(nn.Module):
         digits = self._digits(codes)
         return of_all(score(self._logits(x, digits[:g]), digit) for g, digit in enumerate(digits))
 
-    def draw(self, x, choose):
-        """Codes at features [... D]; choose(logits [... levels[g]], g) -> the g-th digit int [...]."""
+    def draw(self, x, choose, layers=None):
+        """Codes at features [... D]; choose(logits [... levels[g]], g) -> digit g, int [...]; layers: see `apart`."""
         digits = []
         for g in range(len(self.levels)):
             digits.append(choose(self._logits(x, digits), g))
@@ -113,10 +113,10 @@ class Depth(Digits):
         y = self._leave(flat, side).reshape(y.shape)
         return [head(y[..., g, :]).astype(jnp.float32) for g, head in enumerate(self.heads)]
 
-    def draw(self, x, choose):
+    def draw(self, x, choose, layers=None):
         """Codes at features [... D]; choose(logits [... K_g], g) -> the digit in turn, int [...]. On a cache."""
-        x = self._enter(x)
-        block, layers = self._block(), cache.layers(self.blocks.variables["params"], self._block().dtype)
+        x, block = self._enter(x), self._block()
+        layers = layers or cache.layers(self.blocks.variables["params"], block.dtype)
         first = y = x.reshape(-1, 1, x.shape[-1])
         kept, digits = cache.empty(block, layers, len(y), y.shape[-1], len(self.levels)), []
         for g, head in enumerate(self.heads):
@@ -224,7 +224,7 @@ class Parallel(Digits):
         correct = each.correct.prod(-1)
         return Scores(each.loss.sum(-1), jnp.ones_like(correct), correct)
 
-    def draw(self, x, choose):
+    def draw(self, x, choose, layers=None):
         """Codes at features [... D]; choose(logits [... G K], 0) -> all digits int [... G], at once."""
         return self._codes(list(jnp.moveaxis(choose(self._all_logits(x), 0), -1, 0)))
 
@@ -232,6 +232,15 @@ class Parallel(Digits):
         """float32 [... G K], K the largest level; what is no value of a digit has no chance."""
         there = np.arange(max(self.levels)) < np.array(self.levels)[:, None]  # [G K]
         return jnp.where(there, self.head(x).astype(jnp.float32), -1e30)  # finite, for guidance takes differences
+
+
+def apart(params, dtype):
+    """Parameters of a head -> (without its layers, these one by one, kernels in `dtype`, or None: it has none).
+
+    Taken apart before a loop and given to `draw` in it: what is sliced from a stack in a loop is copied in every turn.
+    """
+    params = dict(params)
+    return params, cache.layers(params.pop("blocks"), dtype) if "blocks" in params else None
 
 
 def table(n, width):

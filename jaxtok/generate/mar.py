@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
 from jaxtok.generate.condition import check_given, labels, passes
-from jaxtok.generate.heads import Channels
+from jaxtok.generate.heads import Channels, apart
 from jaxtok.generate.masked import counts
 from jaxtok.nn.decoder_block import Side, stack
 from jaxtok.nn.linear import Linear
@@ -139,6 +139,8 @@ class MAR(nn.Module):
         most = max(before - left)  # tokens a step
         predict, batch = passes(self, condition, batch, guidance)
         module, variables = self.unbind()
+        head, layers = apart(variables["params"]["digits"], self.dtype)
+        params = {"params": variables["params"] | {"digits": head}}
         order = jnp.argsort(jax.random.uniform(jax.random.fold_in(rng, steps), (batch, n)), -1)
 
         def turn(codes, now):
@@ -149,7 +151,7 @@ class MAR(nn.Module):
             key = jax.random.fold_in(rng, step)
             choose = lambda logits, g: sampling.draw(jax.random.fold_in(key, g), logits, temperature)
             x = jnp.take_along_axis(x, here[..., None], 1)
-            drawn = module.apply(variables, x, choose, method="draw")  # [B m G]
+            drawn = module.apply(params, x, choose, layers, method="draw")  # [B m G]
             number = start + jnp.arange(most)[:, None]
             are = (after <= number) & (number < before)
             return put(codes, here, jnp.where(are, drawn, jnp.take_along_axis(codes, here[..., None], 1))), None
@@ -157,9 +159,9 @@ class MAR(nn.Module):
         codes = jnp.full((batch, n, len(self.vocabulary)), MASKED, jnp.int32)
         return jax.lax.scan(turn, codes, (jnp.arange(steps), before, left))[0]
 
-    def draw(self, features, choose):
-        """Tokens int [... G] at features [... D]; choose: see generate.heads.Digits."""
-        return self.digits.draw(features, choose)
+    def draw(self, features, choose, layers=None):
+        """Tokens int [... G] at features [... D]; choose, layers: see generate.heads.Digits."""
+        return self.digits.draw(features, choose, layers)
 
 
 def put(x, places, values):

@@ -225,3 +225,10 @@ def test_a_tokenizer_json_of_either_makes_ids(tmp_path):
         made[name] = [make({"caption": caption}, None)["text"].tolist() for caption in ("a cat", "", "a " * 9)]
     assert made["t5"] == [[4, 6, 1, 0, 0], [1, 0, 0, 0, 0], [4, 4, 4, 4, 1]]
     assert made["clip"] == [[2, 4, 6, 1, 0], [2, 1, 0, 0, 0], [2, 4, 4, 4, 1]]
+    with pytest.raises(
+        FileNotFoundError, match="there is no .*other.json. It is the tokenizer.json that stands beside"
+    ):
+        caption_words(tmp_path / "other.json", 5)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match="other.json is no tokenizer.json"):
+        caption_words(tmp_path / "other.json", 5)
