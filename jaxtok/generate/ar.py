@@ -11,7 +11,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import cache, sampling
 from jaxtok.generate.condition import batch_size, is_guided, labels
-from jaxtok.generate.heads import Depth, Digits, Parallel, apart
+from jaxtok.generate.heads import Depth, Digits, Parallel, take_apart
 from jaxtok.generate.objective import score
 from jaxtok.nn import masks, rotary
 from jaxtok.nn.decoder_block import Block, Side, stack
@@ -157,7 +157,7 @@ class AR(nn.Module):
         params = dict(variables["params"])
         layers, of_digits = cache.layers(params.pop("blocks"), self.dtype), None
         if self._levels():
-            params["digits"], of_digits = apart(params["digits"], self.dtype)
+            params["digits"], of_digits = take_apart(params["digits"], self.dtype)
         params = cache.cast(params, self.dtype)
 
         def step(x, place, kept):

@@ -53,7 +53,7 @@ class Digits(nn.Module):
         return of_all(score(self._logits(x, digits[:g]), digit) for g, digit in enumerate(digits))
 
     def draw(self, x, choose, layers=None):
-        """Codes at features [... D]; choose(logits [... levels[g]], g) -> digit g, int [...]; layers: see `apart`."""
+        """Codes at features [... D]; choose(logits [... levels[g]], g) -> digit g, int [...]; layers: of `take_apart`."""
         digits = []
         for g in range(len(self.levels)):
             digits.append(choose(self._logits(x, digits), g))
@@ -234,7 +234,7 @@ class Parallel(Digits):
         return jnp.where(there, self.head(x).astype(jnp.float32), -1e30)  # finite, for guidance takes differences
 
 
-def apart(params, dtype):
+def take_apart(params, dtype):
     """Parameters of a head -> (without its layers, these one by one, kernels in `dtype`, or None: it has none).
 
     Taken apart before a loop and given to `draw` in it: what is sliced from a stack in a loop is copied in every turn.

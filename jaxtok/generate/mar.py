@@ -12,7 +12,7 @@ from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
 from jaxtok.generate.condition import check_given, labels, passes
-from jaxtok.generate.heads import Channels, apart
+from jaxtok.generate.heads import Channels, take_apart
 from jaxtok.generate.masked import counts
 from jaxtok.nn.decoder_block import Side, stack
 from jaxtok.nn.linear import Linear
@@ -139,7 +139,7 @@ class MAR(nn.Module):
         most = max(before - left)  # tokens a step
         predict, batch = passes(self, condition, batch, guidance)
         module, variables = self.unbind()
-        head, layers = apart(variables["params"]["digits"], self.dtype)
+        head, layers = take_apart(variables["params"]["digits"], self.dtype)
         params = {"params": variables["params"] | {"digits": head}}
         order = jnp.argsort(jax.random.uniform(jax.random.fold_in(rng, steps), (batch, n)), -1)
 
