@@ -53,7 +53,10 @@ class Digits(nn.Module):
         return of_all(score(self._logits(x, digits[:g]), digit) for g, digit in enumerate(digits))
 
     def draw(self, x, choose, layers=None):
-        """Codes at features [... D]; choose(logits [... levels[g]], g) -> digit g, int [...]; layers: of `take_apart`."""
+        """Codes at features [... D]; choose(logits [... levels[g]], g) -> digit g, int [...].
+
+        layers: of `take_apart`, or None.
+        """
         digits = []
         for g in range(len(self.levels)):
             digits.append(choose(self._logits(x, digits), g))
