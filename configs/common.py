@@ -2,13 +2,13 @@
 
 from ml_collections import ConfigDict
 
-# Where the parameters lie on the mesh, first match wins: tensor parallelism for the shared transformer blocks, and
+# Where the parameters lie on the mesh, first match wins: tensor parallelism for stacks of transformer blocks, and
 # everything else (its optimizer state and EMA too) split along its largest axis over `fsdp`.
 SHARDING = (
-    (r"/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
+    (r"blocks(/block)?/attn/qkv/kernel$", (None, "fsdp", "tensor", None, None)),  # [L D h 3 d]
     (r"blocks(/block)?/attn/out/kernel$", (None, "tensor", None, "fsdp")),  # [L h d D]
-    (r"/mlp/(gate|value|fc1)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
-    (r"/mlp/(out|fc2)/kernel$", (None, "tensor", "fsdp")),  # [L H D]
+    (r"blocks(/block)?/mlp/(gate|value|fc1)/kernel$", (None, "fsdp", "tensor")),  # [L D H]
+    (r"blocks(/block)?/mlp/(out|fc2)/kernel$", (None, "tensor", "fsdp")),  # [L H D]
     (r".*", "fsdp"),
 )
 

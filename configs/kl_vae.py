@@ -19,6 +19,8 @@ A run of it can be the codec of another run, as in configs/flextok.py; the codec
 
 from configs import common
 
+F16 = dict(channels=(128, 128, 256, 256, 512), attention="last")  # LlamaGen's trunk
+
 
 def get_config(variant=""):
     return common.choose(variant, VARIANTS)
@@ -82,8 +84,6 @@ def losses(pixel, kl):
         kl=dict(fn=dict(name="losses.quantizer.aux", term="kl"), weight=kl),
     )
 
-
-F16 = dict(channels=(128, 128, 256, 256, 512), attention="last")  # LlamaGen's trunk
 
 VARIANTS = {"": small, "tiny": tiny} | {f"c{n}": (lambda n=n: published(n)) for n in (4, 8, 16)}
 VARIANTS |= {"f16_c16": lambda: published(16, side=16, **F16)}

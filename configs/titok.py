@@ -188,8 +188,6 @@ def masked(tokenizer, tokens, body, **sampler):
     config.optimizer.update(b2=0.96, weight_decay=0.03)
     config.task.tokenizer = f"runs/{tokenizer}/pixels"
     config.task.samplers = (dict(title="its class", anneal=True, **sampler),)
-    if body.get("skips"):  # its middle layer is a single one, without the axis of layers that the rules count on
-        config.sharding = ((r"/mid_block/", "fsdp"), *common.SHARDING)
     return config
 
 

@@ -35,7 +35,9 @@ Theirs is one of frequencies that holds for MAR's VAE, and --config.task.model.h
 quantizers.post_training.channel_order finds for another.
 """
 
-from configs import common
+from configs import common, kl_vae
+
+REACH = 6.0  # 5 deviations of a VAE's latents
 
 EPOCH = 1_281_167 // 2048
 SIZES = {  # (width, depth of encoder and decoder each, layers over the channels, epochs, guidance, temperature)
@@ -48,40 +50,15 @@ def get_config(variant=""):
     return common.choose(variant, VARIANTS)
 
 
-def small():
-    config = unchanged("runs/kl_vae", 64, reach=6.0, latent_channels=4, channels=(16, 32, 64), blocks=1, groups=8)
-    config.data = common.emoji()
-    return config
-
-
-def tiny():
-    return common.tiny(
-        unchanged("runs/kl_vae_tiny", 64, reach=6.0, latent_channels=4, channels=(8, 16), blocks=1, groups=4)
-    )
-
-
-def large():
-    trunk = dict(channels=(128, 128, 256, 256, 512), attention="last", blocks=2, groups=32, dtype="bfloat16")
-    config = unchanged("runs/kl_vae_f16_c16", 256, reach=6.0, latent_channels=16, **trunk)
-    config.data = common.folder(crop="data.transforms.random_crop", batch_size=32)
-    return config
-
-
-def unchanged(vae, tokens, reach, latent_channels, **trunk):
-    """A run over the weights of a run of configs/kl_vae.py, in which nothing trains.
-
-    reach: 5 deviations of its latents. trunk: fields of both trunks, as there.
-    """
-    model = dict(
-        name="tokenizer.Tokenizer",
-        codec=dict(name="codecs.identity.Identity"),
-        encoder=dict(name="encoders.cnn.CNN", out=2 * latent_channels, **trunk),
-        quantizer=dict(
-            name="quantizers.post_training.GaussianLevels", channels=latent_channels, bits=6, low=-reach, high=reach
-        ),
-        decoder=dict(name="decoders.cnn.CNN", **trunk),
-    )
+def unchanged(variant):
+    """A run over the weights of a run of configs/kl_vae.py, by its variant, in which nothing trains."""
+    vae = kl_vae.get_config(variant)
+    model = vae.task.model.to_dict()
+    channels = model["encoder"]["out"] // 2  # a mean and a deviation each
+    levels = dict(channels=channels, bits=6, low=-REACH, high=REACH)
+    model["quantizer"] = dict(name="quantizers.post_training.GaussianLevels", **levels)
     losses = dict(pixel=dict(fn=dict(name="losses.pixel.l2")))
+    titles = (dict(title="nearest levels"),)
     config = common.base()
     config.update(
         sharding=common.FSDP,
@@ -89,8 +66,9 @@ def unchanged(vae, tokens, reach, latent_channels, **trunk):
         batch_size=16,
         schedule=dict(peak_lr=0.0),
         optimizer=dict(decay=()),  # there are no parameters that a rule could match
-        init_from=(dict(path=vae),),
-        task=common.tokenizer_task(model, losses, (tokens,), (dict(title="nearest levels"),), ("encoder", "decoder")),
+        init_from=(dict(path=f"runs/kl_vae{variant and '_'}{variant}"),),
+        data=vae.data.to_dict(),
+        task=common.tokenizer_task(model, losses, vae.task.token_counts, titles, frozen=("encoder", "decoder")),
     )
     return config
 
@@ -120,9 +98,9 @@ def published(width, depth, layers, epochs, guidance, temperature):
 
 
 VARIANTS = {
-    "": small,
-    "tiny": tiny,
-    "f16_c16": large,
+    "": lambda: unchanged(""),
+    "tiny": lambda: common.tiny(unchanged("tiny")),
+    "f16_c16": lambda: unchanged("f16_c16"),
     "mar": lambda: common.small_generator(
         "tokenbridge", **mar(8, 4, 128, buffer=8, depth=2, inner=64, head_dim=32), depth=2
     ),

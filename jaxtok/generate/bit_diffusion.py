@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import check_given, labels, passes
+from jaxtok.generate.condition import check_given, check_steps, labels, passes
 from jaxtok.generate.objective import Scores
 from jaxtok.nn import flow
 from jaxtok.nn.decoder_block import Side, stack
@@ -126,8 +126,7 @@ class BitDiffusion(nn.Module):
 
         Returns int32 [B N m].
         """
-        if steps < 1:
-            raise ValueError(f"BitDiffusion.sample needs at least 1 step, got {steps}.")
+        check_steps(self, steps)
         predict, batch = passes(self, condition, batch, guidance)
 
         def turn(x, now):

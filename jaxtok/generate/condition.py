@@ -24,6 +24,14 @@ def check_given(condition, classes):
         raise ValueError('This model has classes: its loss needs a condition with the "label" of each sample.')
 
 
+def check_steps(module, steps, tokens=None):
+    """ValueError without a step, or where not all of a masked model's tokens are asked for (None: they are)."""
+    if steps < 1:
+        raise ValueError(f"{type(module).__name__}.sample needs at least 1 step, got {steps}.")
+    if tokens is not None and tokens != module.length:
+        raise ValueError(f"A masked model samples all of its {module.length} tokens, not {tokens}.")
+
+
 def batch_size(condition, batch):
     """Of a condition, or `batch` without one."""
     return batch if condition is None else next(iter(condition.values())).shape[0]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import check_given, labels, passes
+from jaxtok.generate.condition import check_given, check_steps, labels, passes
 from jaxtok.generate.objective import Scores
 from jaxtok.nn import flow
 from jaxtok.nn.decoder_block import Side, stack
@@ -99,8 +99,7 @@ class Flow(nn.Module):
         """
         if solver not in SOLVERS:
             raise ValueError(f'Flow.sample has the solvers {SOLVERS}, not "{solver}".')
-        if steps < 1:
-            raise ValueError(f"Flow.sample needs at least 1 step, got {steps}.")
+        check_steps(self, steps)
         predict, batch = passes(self, condition, batch, guidance)
         velocity = lambda x, t, scale: predict(scale, x, t)
         scales = jnp.stack([jnp.asarray(sampling.scale_at(guidance, i, steps), jnp.float32) for i in range(steps)])

@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import check_given, labels, passes
+from jaxtok.generate.condition import check_given, check_steps, labels, passes
 from jaxtok.generate.heads import Channels, take_apart
 from jaxtok.generate.masked import counts
 from jaxtok.nn.decoder_block import Side, stack
@@ -130,10 +130,7 @@ class MAR(nn.Module):
 
         Returns int32 [B N G].
         """
-        if tokens not in (None, self.length):
-            raise ValueError(f"A masked model samples all of its {self.length} tokens, not {tokens}.")
-        if steps < 1:
-            raise ValueError(f"MAR.sample needs at least 1 step, got {steps}.")
+        check_steps(self, steps, tokens)
         n, left = self.length, counts(self.length, steps, cosine)
         before = np.concatenate([[n], left[:-1]])
         most = max(before - left)  # tokens a step

@@ -11,7 +11,7 @@ import numpy as np
 from flax.core import FrozenDict
 
 from jaxtok.generate import sampling
-from jaxtok.generate.condition import check_given, labels, passes
+from jaxtok.generate.condition import check_given, check_steps, labels, passes
 from jaxtok.generate.objective import score
 from jaxtok.nn.decoder_block import Block, Side, stack
 from jaxtok.nn.linear import Linear
@@ -172,10 +172,7 @@ class Masked(nn.Module):
 
         Returns int32 [B N].
         """
-        if tokens not in (None, self.length):
-            raise ValueError(f"A masked model samples all of its {self.length} tokens, not {tokens}.")
-        if steps < 1:
-            raise ValueError(f"Masked.sample needs at least 1 step, got {steps}.")
+        check_steps(self, steps, tokens)
         predict, batch = passes(self, condition, batch, guidance)
 
         def turn(state, now):

@@ -4,6 +4,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from jaxtok.generate.ar import AR
 from jaxtok.generate.masked import Masked
@@ -54,9 +56,13 @@ def batch(module, seed=0, size=4):
 def parameters(module, scale=0.3, seed=0):
     """{"params": ...}: all of them normal around their initial values, for heads and gates begin at zero."""
     keys = {"params": jax.random.key(seed), "train": jax.random.key(seed + 1)}
-    params = jax.jit(partial(module.init, keys, method="loss"))(*batch(module))
+    return noisy(jax.jit(partial(module.init, keys, method="loss"))(*batch(module)), scale, seed + 2)
+
+
+def noisy(params, scale, seed=2):
+    """A tree of arrays, all of them normal around what they are."""
     leaves, tree = jax.tree.flatten(params)
-    noise = jax.random.split(jax.random.key(seed + 2), len(leaves))
+    noise = jax.random.split(jax.random.key(seed), len(leaves))
     return tree.unflatten([p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, noise, strict=True)])
 
 
@@ -65,3 +71,30 @@ def run(module, method, params, *args, **options):
     arrays = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
     fixed = {k: v for k, v in options.items() if k not in arrays}
     return jax.jit(partial(module.apply, method=method, **fixed))(params, *args, **arrays)
+
+
+# ---- of masked models ----
+
+
+def drops_conditions(module, params, codes, rng, size=2000):
+    """Of `size` equal samples, each has the loss of its class or of none, and of none as often as null_rate says."""
+    codes, rate = jnp.broadcast_to(codes, (size, *codes.shape)), module.null_rate
+    loss = lambda train, label: run(
+        module, "loss", params, codes, {"label": jnp.full(size, label)}, train=train, rngs={"train": rng}
+    ).loss.mean(1)
+    dropped = np.isclose(loss(True, 1), loss(False, CLASSES), atol=1e-5)
+    assert (dropped ^ np.isclose(loss(True, 1), loss(False, 1), atol=1e-5)).all()
+    assert abs(dropped.mean() - rate) < 5 * (rate * (1 - rate) / size) ** 0.5
+
+
+def refuses_what_cannot_be(module, params, codes, rng):
+    """A loss without labels, and samples that there are not."""
+    with pytest.raises(ValueError, match='needs a condition with the "label"'):
+        module.apply(params, codes, method="loss", rngs={"train": rng})
+    for options, says in (
+        (dict(tokens=3), f"all of its {module.length} tokens, not 3"),
+        (dict(steps=0), "at least 1 step, got 0"),
+        (dict(guidance=2.0), "Guidance needs a condition"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            module.apply(params, rng, method="sample", **options)

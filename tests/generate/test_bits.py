@@ -11,20 +11,13 @@ import pytest
 from jaxtok.generate import bit_diffusion, heads, sampling
 from jaxtok.generate.ar import AR
 from jaxtok.generate.bit_diffusion import BitDiffusion
-from tests.generate.models import run
+from tests.generate.models import noisy, run
 
 SIZES, N = (5, 4, 3), 6
 
 
 def ar(sizes=SIZES, **fields):
     return AR(sizes, N, 16, 2, dict(head_dim=8), classes=3, dropout=0.0, **fields)
-
-
-def noisy(params, scale=0.5):
-    """All of them normal around their initial values, for heads begin at zero."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return tree.unflatten([p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)])
 
 
 def batch(sizes=SIZES):
@@ -34,7 +27,7 @@ def batch(sizes=SIZES):
 
 def parameters(module, sizes=SIZES):
     keys = {"params": jax.random.key(0), "train": jax.random.key(1)}
-    return noisy(jax.jit(partial(module.init, keys, method="loss"))(*batch(sizes)))
+    return noisy(jax.jit(partial(module.init, keys, method="loss"))(*batch(sizes)), 0.5)
 
 
 BLOCK = dict(head_dim=8)
@@ -70,7 +63,7 @@ def test_digits_on_a_cache_have_the_logits_of_the_whole(kind):
     else:
         head, order = heads.Depth(**fields), np.arange(3)
     x, codes = jax.random.normal(jax.random.key(0), (6, 8)), jnp.stack([jnp.arange(6) % n for n in sizes], -1)
-    params = noisy(jax.jit(partial(head.init, method="score"))(jax.random.key(1), x, codes))
+    params = noisy(jax.jit(partial(head.init, method="score"))(jax.random.key(1), x, codes), 0.5)
     seen = []
 
     def choose(logits, g):

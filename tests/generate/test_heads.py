@@ -24,10 +24,7 @@ def head():
     params = module.init(jax.random.key(1), x, jnp.zeros(5, jnp.int32), method="score")
     leaves, tree = jax.tree.flatten(module.init(jax.random.key(1), jnp.zeros(5, jnp.int32), method="embed"))
     params = {"params": params["params"] | tree.unflatten(leaves)["params"]}
-    leaves, tree = jax.tree.flatten(params)  # heads begin at zero
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noisy = [p + jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return module, tree.unflatten(noisy), x
+    return module, models.noisy(params, 1.0), x  # heads begin at zero
 
 
 def test_digits_are_those_of_fsq():

@@ -22,10 +22,11 @@ import pytest
 from jaxtok.generate import sampling
 from jaxtok.generate.mar import MAR, MASKED, cosine
 from jaxtok.generate.masked import counts
-from tests.generate.models import run
-from tests.generate.test_bits import learn, noisy
+from tests.generate import models
+from tests.generate.models import CLASSES, N, noisy, run
+from tests.generate.test_bits import learn
 
-SIZES, N, CLASSES = (5, 4, 3), 9, 3
+SIZES = (5, 4, 3)
 RNG = jax.random.key(7)
 
 
@@ -109,27 +110,12 @@ def test_masks_follow_the_cut_normal_law(trained):
 
 def test_conditions_are_dropped_at_the_given_rate(trained):
     _, params, codes, _ = trained
-    module, n = mar(null_rate=0.3), 2000
-    codes = jnp.broadcast_to(codes[:1], (n, *codes.shape[1:]))
-    each = lambda train, label: run(
-        module, "loss", params, codes, {"label": jnp.full(n, label)}, train=train, rngs={"train": RNG}
-    ).loss.mean(1)
-    dropped = np.isclose(each(True, 1), each(False, CLASSES), atol=1e-5)
-    assert (dropped ^ np.isclose(each(True, 1), each(False, 1), atol=1e-5)).all()
-    assert abs(dropped.mean() - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
+    models.drops_conditions(mar(null_rate=0.3), params, codes[0], RNG)
 
 
 def test_errors_say_what_is_wrong(trained):
     module, params, codes, _ = trained
-    with pytest.raises(ValueError, match='needs a condition with the "label"'):
-        module.apply(params, codes, method="loss", rngs={"train": RNG})
-    for options, says in (
-        (dict(tokens=3), f"all of its {N} tokens, not 3"),
-        (dict(steps=0), "at least 1 step, got 0"),
-        (dict(guidance=2.0), "Guidance needs a condition"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            module.apply(params, RNG, method="sample", **options)
+    models.refuses_what_cannot_be(module, params, codes, RNG)
     with pytest.raises(ValueError, match="is no permutation of the 3 channels"):
         mar().clone(head=dict(inner=8, order=(0, 1, 1), block=dict(head_dim=8))).init(
             {"params": RNG, "train": RNG}, codes, {"label": jnp.zeros(4, int)}, method="loss"

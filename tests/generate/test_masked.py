@@ -135,14 +135,8 @@ def test_every_token_reads_every_visible_one(trained):
 
 
 def test_conditions_are_dropped_at_the_given_rate():
-    module, n = models.masked(null_rate=0.3, smoothing=0.0), 2000
-    params, codes = models.parameters(module), jnp.tile(jnp.arange(N), (n, 1))
-    loss = lambda train, label: run(
-        module, "loss", params, codes, {"label": jnp.full(n, label)}, train=train, rngs={"train": RNG}
-    ).loss.mean(1)
-    dropped = np.isclose(loss(True, 1), loss(False, CLASSES), atol=1e-5)
-    assert (dropped ^ np.isclose(loss(True, 1), loss(False, 1), atol=1e-5)).all()
-    assert abs(dropped.mean() - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
+    module = models.masked(null_rate=0.3, smoothing=0.0)
+    models.drops_conditions(module, models.parameters(module), jnp.arange(N), RNG)
 
 
 def test_remat_changes_no_gradient():
@@ -161,12 +155,4 @@ def test_errors_say_what_is_wrong():
     params, (codes, condition) = models.parameters(module), models.batch(module)
     with pytest.raises(ValueError, match="even depth, got 3"):
         models.masked(skips=True, depth=3).init(RNG, codes, condition)
-    with pytest.raises(ValueError, match='needs a condition with the "label"'):
-        module.apply(params, codes, method="loss", rngs={"train": RNG})
-    for options, says in (
-        (dict(tokens=3), f"all of its {N} tokens, not 3"),
-        (dict(steps=0), "at least 1 step, got 0"),
-        (dict(guidance=2.0), "Guidance needs a condition"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            module.apply(params, RNG, method="sample", **options)
+    models.refuses_what_cannot_be(module, params, codes, RNG)
